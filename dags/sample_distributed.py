@@ -1,0 +1,22 @@
+"""Where do tasks run? One task for each target VM by its queue, and six for any of them."""
+
+from __future__ import annotations
+
+import datetime
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG
+
+with DAG(
+    dag_id="sample_distributed",
+    description="hostname on each target VM by its queue, and tasks that the workers share",
+    schedule=None,
+    start_date=datetime.datetime(2024, 5, 1, tzinfo=datetime.timezone.utc),
+    catchup=False,
+    tags=["sample"],
+):
+    for vm in ("vm2", "vm3"):
+        BashOperator(task_id=f"check_hostname_{vm}", bash_command="hostname", queue=f"{vm}_queue")
+
+    # Long enough that no worker alone takes them all before the others look.
+    BashOperator.partial(task_id="anywhere").expand(bash_command=["hostname; sleep 2"] * 6)

@@ -1,0 +1,504 @@
+"""What the inventory means: members, targets, workers, queues, and what is wrong with it.
+
+Pure functions without I/O, used as filters by ``group_vars/all/topology.yml`` and by the ``preflight``
+role. Hosts come in as their variables (``hostvars``), results go out as plain lists and dictionaries.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+MODES = ("celery", "ssh")
+TIERS = ("postgresql", "rabbitmq", "scheduler", "webserver", "flower", "target_vms")
+#: Tiers that exist once: a second one would need replication, which this project does not set up.
+SINGLE_TIERS = ("postgresql", "rabbitmq")
+DEFAULT_QUEUE = "default"
+#: Queues of the general worker in either mode.
+GENERAL_QUEUES = ("all_vms_queue", "file_transfer_queue")
+GENERAL_WORKER = "general"
+#: A target's name becomes part of a queue, of a systemd unit and of a Celery node name.
+TARGET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+
+HostVars = Mapping[str, Any]
+Groups = Mapping[str, Sequence[str]]
+
+
+def unique(items: Iterable[str]) -> list[str]:
+    """Return the items in their order, each once."""
+    return list(dict.fromkeys(items))
+
+
+def address(host: HostVars) -> str:
+    """Return the address at which the cluster reaches a host.
+
+    Args:
+        host: The host's variables.
+
+    Returns:
+        ``ansible_host``, or the inventory name where that is not set.
+    """
+    return str(host.get("ansible_host") or host["inventory_hostname"])
+
+
+def members(groups: Groups, mode: str) -> dict[str, list[str]]:
+    """Say which hosts take part in what.
+
+    Args:
+        groups: The inventory's groups.
+        mode: ``celery`` or ``ssh``.
+
+    Returns:
+        ``cluster``: every host of a tier. ``airflow``: those that Airflow is installed on.
+        ``core``: those with access to the metadata database. ``naked``: targets that get no software.
+    """
+
+    def of(*tiers: str) -> list[str]:
+        return unique(host for tier in tiers for host in groups.get(tier, ()))
+
+    services = of("scheduler", "webserver", "flower")
+    targets = of("target_vms")
+    airflow = services + targets if mode == "celery" else services
+    return {
+        "cluster": of(*TIERS),
+        "airflow": unique(airflow),
+        "core": of("scheduler", "webserver"),
+        "naked": [host for host in targets if host not in airflow],
+    }
+
+
+def target(host: HostVars) -> dict[str, Any]:
+    """Describe a target VM.
+
+    Args:
+        host: The target's variables. ``target_queue`` and ``target_description`` may be set.
+
+    Returns:
+        The target's name, host, port, user, queue and description.
+    """
+    name = str(host["inventory_hostname"])
+    return {
+        "name": name,
+        "host": address(host),
+        "port": int(host.get("ansible_port") or 22),
+        "user": str(host.get("ansible_user") or "root"),
+        "queue": str(host.get("target_queue") or f"{name}_queue"),
+        "description": str(host.get("target_description") or f"Target VM {name}"),
+    }
+
+
+def workers(
+    targets: Sequence[Mapping[str, Any]],
+    mode: str,
+    main: str,
+    ssh_workers_serve_default: bool = False,
+) -> list[dict[str, Any]]:
+    """Lay out the Celery workers of the cluster.
+
+    In celery mode each target VM has a worker of its own, and they share the default queue. In ssh
+    mode the workers of all targets stand on main, each with its target's queue, so that a busy or
+    dead target delays no other; the default queue belongs to the general worker.
+
+    Args:
+        targets: The target VMs, as made by :func:`target`.
+        mode: ``celery`` or ``ssh``.
+        main: The inventory name of the host that runs the general worker.
+        ssh_workers_serve_default: Whether ssh mode's target workers take untargeted tasks as well.
+
+    Returns:
+        One dictionary a worker: ``name``, ``host`` (where it runs), ``unit`` (systemd) and ``queues``.
+    """
+    on_target = mode == "celery"
+    shared = [DEFAULT_QUEUE] if on_target or ssh_workers_serve_default else []
+    laid_out = [
+        _worker(str(vm["name"]), str(vm["name"]) if on_target else main, [vm["queue"], *shared])
+        for vm in targets
+    ]
+    general = list(GENERAL_QUEUES) if on_target else [DEFAULT_QUEUE, *GENERAL_QUEUES]
+    return [*laid_out, _worker(GENERAL_WORKER, main, general)]
+
+
+def _worker(name: str, host: str, queues: list[str]) -> dict[str, Any]:
+    return {"name": name, "host": host, "unit": f"airflow-worker-{name}", "queues": queues}
+
+
+def queues(laid_out: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Turn workers into the queue contract.
+
+    Args:
+        laid_out: The workers, as made by :func:`workers`.
+
+    Returns:
+        Queue name to the names of the workers that consume it.
+    """
+    contract: defaultdict[str, list[str]] = defaultdict(list)
+    for worker in laid_out:
+        for queue in worker["queues"]:
+            contract[queue].append(worker["name"])
+    return dict(sorted(contract.items()))
+
+
+def mode_problems(mode: Any) -> list[str]:
+    """Say what is wrong with a mode; nothing, when it is one of the two that exist."""
+    if mode in MODES:
+        return []
+    return [
+        f"mode: {mode!r} is not a mode. Write 'celery' (a worker on each VM) or 'ssh' (all on main)."
+    ]
+
+
+def group_problems(groups: Groups) -> list[str]:
+    """Say which tiers lack a host, or have more than they can.
+
+    Args:
+        groups: The inventory's groups.
+
+    Returns:
+        One sentence a problem, each with what to write instead.
+    """
+    known = sorted(set(groups) - {"all", "ungrouped"})
+    problems = [
+        f"group {tier}: no host in it. Put a host under children.{tier}.hosts in the inventory"
+        f" (groups with hosts now: {', '.join(g for g in known if groups[g]) or 'none'})."
+        for tier in TIERS
+        if not groups.get(tier)
+    ]
+    problems += [
+        f"group {tier}: {len(groups[tier])} hosts ({', '.join(groups[tier])}), and only one is supported."
+        f" Keep one of them under children.{tier}.hosts."
+        for tier in SINGLE_TIERS
+        if len(groups.get(tier, ())) > 1
+    ]
+    return problems
+
+
+def target_problems(targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which targets have a name or a queue that cannot work.
+
+    Args:
+        targets: The target VMs, as made by :func:`target`.
+
+    Returns:
+        One sentence a problem, each with what to write instead.
+    """
+    problems = []
+    reserved = {DEFAULT_QUEUE, *GENERAL_QUEUES}
+    for vm in targets:
+        name, queue = str(vm["name"]), str(vm["queue"])
+        if not TARGET_NAME.fullmatch(name):
+            problems.append(
+                f"target_vms, host {name!r}: the name becomes a queue and a systemd unit. Use 1 to 63 of a-z, 0-9,"
+                " '-' and '_', beginning with a letter or digit (for instance vm2), and the address in ansible_host."
+            )
+        elif name == GENERAL_WORKER:
+            problems.append(
+                f"target_vms, host {name!r}: that is the general worker's name. Rename the host."
+            )
+        if not QUEUE_NAME.fullmatch(queue):
+            problems.append(
+                f"target_vms, host {name!r}: queue {queue!r} is not a valid queue name. Remove target_queue"
+                " (the queue is then made from the name), or use letters, digits, '-', '_' and '.'."
+            )
+        elif queue in reserved:
+            problems.append(
+                f"target_vms, host {name!r}: queue {queue!r} belongs to the general worker."
+                " Rename the host, or set its target_queue to a queue of its own."
+            )
+    by_queue = _shared((str(vm["queue"]), str(vm["name"])) for vm in targets)
+    problems += [
+        f"target_vms: {' and '.join(names)} share the queue {queue!r}. Give each a queue of its own: remove"
+        " target_queue from all but one."
+        for queue, names in by_queue.items()
+    ]
+    return problems
+
+
+def address_problems(addresses: Mapping[str, str]) -> list[str]:
+    """Say which hosts share an address, or have one that is malformed.
+
+    Args:
+        addresses: Inventory name to address.
+
+    Returns:
+        One sentence a problem, each with what to write instead.
+    """
+    problems = [
+        f"{' and '.join(names)} have the same address {shared}. Correct ansible_host of all but one"
+        " (one host in several groups is written with the same name each time)."
+        for shared, names in _shared((addr, name) for name, addr in addresses.items()).items()
+    ]
+    for name, addr in addresses.items():
+        if re.fullmatch(r"[0-9.]+", addr) and not _is_ip(addr):
+            problems.append(
+                f"{name}: {addr!r} is not an address. Correct its ansible_host, e.g. 192.168.83.129."
+            )
+    return problems
+
+
+def _shared(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for key, name in pairs:
+        found[key].append(name)
+    return {key: names for key, names in found.items() if len(names) > 1}
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def queue_problems(
+    laid_out: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Say which queue of the contract would have no consumer.
+
+    Args:
+        laid_out: The workers, as made by :func:`workers`.
+        targets: The target VMs, as made by :func:`target`.
+
+    Returns:
+        One sentence a problem.
+    """
+    consumed = queues(laid_out)
+    promised = [DEFAULT_QUEUE, *GENERAL_QUEUES, *(str(vm["queue"]) for vm in targets)]
+    return [
+        f"queue {queue!r}: no worker would consume it."
+        for queue in promised
+        if queue not in consumed
+    ]
+
+
+def clock_problems(offsets: Mapping[str, float], tolerance: float) -> list[str]:
+    """Say which hosts' clocks stand too far from the others'.
+
+    Task tokens and log requests carry times that the other side checks within seconds.
+
+    Args:
+        offsets: Inventory name to the host's clock minus the control node's, in seconds.
+        tolerance: The largest difference between two hosts, in seconds.
+
+    Returns:
+        One sentence, or nothing.
+    """
+    if not offsets:
+        return []
+    slowest, fastest = min(offsets, key=offsets.__getitem__), max(offsets, key=offsets.__getitem__)
+    apart = offsets[fastest] - offsets[slowest]
+    if apart <= tolerance:
+        return []
+    return [
+        f"clocks: {fastest} is {apart:.0f} s ahead of {slowest}, and tokens allow {tolerance:.0f} s."
+        " Set the time on both (for instance: install chrony, then 'chronyc makestep')."
+    ]
+
+
+def lock_problems(version: str, locks: Sequence[str]) -> list[str]:
+    """Say when a version of Airflow cannot be installed for want of a lock.
+
+    Args:
+        version: The version that is asked for.
+        locks: Versions that have a lock file.
+
+    Returns:
+        One sentence, or nothing.
+    """
+    if version in locks:
+        return []
+    return [f"airflow_version: {version!r} has no lock. Write one of: {', '.join(sorted(locks))}."]
+
+
+def agreement_problems(wanted: str, left_out: Mapping[str, str]) -> list[str]:
+    """Say why a run would leave hosts on different environments.
+
+    Args:
+        wanted: The environment that this run installs (version and digest of its lock).
+        left_out: Airflow hosts that this run leaves out (``--limit``), and the environment that each
+            has now; '' for none.
+
+    Returns:
+        One sentence a problem.
+    """
+    return [
+        f"{host} has the environment {has} and stays out of this run, which installs {wanted}."
+        " Main and workers must agree: run without --limit."
+        for host, has in left_out.items()
+        if has not in ("", wanted)
+    ]
+
+
+def environment_problems(
+    python: str, free_mb: int, needed_mb: int, oldest: str = "3.11", newest: str = "3.13"
+) -> list[str]:
+    """Say why Airflow's environment cannot be made on a host.
+
+    Args:
+        python: Version of the host's Python, e.g. ``3.11``; ``none`` when it is yet to be installed.
+        free_mb: Free disk where environments are kept, in MB.
+        needed_mb: Free disk that is needed, in MB.
+        oldest: The oldest version of Python that every lock supports.
+        newest: The newest.
+
+    Returns:
+        One sentence a problem, each with what to do instead.
+    """
+    problems = []
+    if python != "none" and not _version(oldest) <= _version(python) <= _version(newest):
+        problems.append(
+            f"Python is {python}, and Airflow's lock needs {oldest} to {newest}. Use a supported release of"
+            " the distribution (Debian 12 or 13, EL 9)."
+        )
+    if free_mb < needed_mb:
+        problems.append(
+            f"{free_mb} MB are free below /opt, and an environment needs {needed_mb} MB. Free some."
+        )
+    return problems
+
+
+def host_problems(
+    facts: Mapping[str, Any],
+    platforms: Mapping[str, Sequence[str]],
+    memory_mb: int,
+    free_mb: int,
+    free_needed_mb: int,
+) -> list[str]:
+    """Say why a host cannot carry its services.
+
+    Args:
+        facts: Ansible's facts of the host.
+        platforms: Supported distributions and their major versions.
+        memory_mb: Memory that its services need, in MB.
+        free_mb: Free disk below /var, in MB.
+        free_needed_mb: Free disk that is needed there, in MB.
+
+    Returns:
+        One sentence a problem, each with what to do instead.
+    """
+    problems = []
+    name, version = str(facts["distribution"]), str(facts["distribution_major_version"])
+    if version not in platforms.get(name, ()):
+        known = ", ".join(
+            f"{distribution} {' or '.join(of)}" for distribution, of in platforms.items()
+        )
+        problems.append(f"{name} {version} is not supported. Use one of: {known}.")
+    if facts.get("service_mgr") != "systemd":
+        problems.append(
+            f"its service manager is {facts.get('service_mgr')}, and systemd is needed."
+        )
+    if int(facts["memtotal_mb"]) < memory_mb:
+        problems.append(
+            f"it has {facts['memtotal_mb']} MB of memory, and its services need {memory_mb} MB."
+            " Give it more, or move a tier to another host in the inventory."
+        )
+    if free_mb < free_needed_mb:
+        problems.append(
+            f"{free_mb} MB are free below /var, and {free_needed_mb} MB are needed. Free some."
+        )
+    return problems
+
+
+def unhealthy_parts(health: Mapping[str, Any]) -> list[str]:
+    """Say which daemons are not healthy.
+
+    Args:
+        health: What the API server answers to ``/api/v2/monitor/health``; ``{}`` for no answer.
+
+    Returns:
+        One sentence a daemon that gave no fresh sign of life.
+    """
+    if not health:
+        return ["airflow-webserver: the API server does not answer."]
+    parts = {
+        "metadatabase": "postgresql",
+        "scheduler": "airflow-scheduler",
+        "dag_processor": "airflow-dag-processor",
+        "triggerer": "airflow-triggerer",
+    }
+    return [
+        f"{unit}: {part} is {(health.get(part) or {}).get('status') or 'absent'}."
+        for part, unit in parts.items()
+        if (health.get(part) or {}).get("status") != "healthy"
+    ]
+
+
+def missing_consumers(
+    consumers: Sequence[Mapping[str, Any]], contract: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Say which queues have fewer consumers than workers that should consume them.
+
+    Args:
+        consumers: What RabbitMQ's management API answers to ``/api/consumers/VHOST``.
+        contract: Queue to the names of its workers, as made by :func:`queues`.
+
+    Returns:
+        One sentence a queue.
+    """
+    present: defaultdict[str, int] = defaultdict(int)
+    for consumer in consumers:
+        present[str(consumer["queue"]["name"])] += 1
+    return [
+        f"queue {queue}: {present[queue]} of {len(names)} consumers"
+        f" ({', '.join(f'airflow-worker-{name}' for name in names)})."
+        for queue, names in contract.items()
+        if present[queue] < len(names)
+    ]
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def memory_needed(
+    host: str, groups: Groups, laid_out: Sequence[Mapping[str, Any]], megabytes: Mapping[str, int]
+) -> int:
+    """Add up what the services of a host need.
+
+    Args:
+        host: Inventory name.
+        groups: The inventory's groups.
+        laid_out: The workers, as made by :func:`workers`.
+        megabytes: Tier (and ``worker``) to the memory that one of it needs, in MB.
+
+    Returns:
+        Memory in MB.
+    """
+    tiers = sum(
+        size
+        for tier, size in megabytes.items()
+        if host in groups.get(tier, ()) and tier != "target_vms"
+    )
+    return tiers + sum(megabytes["worker"] for worker in laid_out if worker["host"] == host)
+
+
+class FilterModule:
+    """The functions above as Ansible filters, under the prefix ``cluster_``."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return filter names and functions."""
+        exported = (
+            address,
+            members,
+            target,
+            workers,
+            queues,
+            mode_problems,
+            group_problems,
+            target_problems,
+            address_problems,
+            queue_problems,
+            clock_problems,
+            lock_problems,
+            agreement_problems,
+            environment_problems,
+            host_problems,
+            unhealthy_parts,
+            missing_consumers,
+            memory_needed,
+        )
+        return {f"cluster_{function.__name__}": function for function in exported}
