@@ -275,26 +275,29 @@ def queue_problems(
     ]
 
 
-def clock_problems(offsets: Mapping[str, float], tolerance: float) -> list[str]:
+def clock_problems(readings: Mapping[str, str], tolerance: float) -> list[str]:
     """Say which hosts' clocks stand too far from the others'.
 
     Task tokens and log requests carry times that the other side checks within seconds.
 
     Args:
-        offsets: Inventory name to the host's clock minus the control node's, in seconds.
+        readings: Inventory name to two clocks read at about the same moment, as seconds since 1970
+            with a blank between them: the host's and the control node's.
         tolerance: The largest difference between two hosts, in seconds.
 
     Returns:
         One sentence, or nothing.
     """
-    if not offsets:
-        return []
+    offsets = {}
+    for host, reading in readings.items():
+        here, there = reading.split()
+        offsets[host] = float(here) - float(there)
     slowest, fastest = min(offsets, key=offsets.__getitem__), max(offsets, key=offsets.__getitem__)
     apart = offsets[fastest] - offsets[slowest]
     if apart <= tolerance:
         return []
     return [
-        f"clocks: {fastest} is {apart:.0f} s ahead of {slowest}, and tokens allow {tolerance:.0f} s."
+        f"clocks: {fastest} is {apart:.0f} s ahead of {slowest}, and {tolerance:g} s are allowed, since tokens expire."
         " Set the time on both (for instance: install chrony, then 'chronyc makestep')."
     ]
 

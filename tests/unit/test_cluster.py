@@ -1,0 +1,224 @@
+"""What the inventory means: filter_plugins/cluster.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cluster
+import pytest
+
+GROUPS = {
+    "all": ["main", "vm2", "vm3"],
+    "ungrouped": [],
+    "postgresql": ["main"],
+    "rabbitmq": ["main"],
+    "scheduler": ["main"],
+    "webserver": ["main"],
+    "flower": ["main"],
+    "target_vms": ["vm2", "vm3"],
+}
+
+
+def vm(name: str, **variables: Any) -> dict[str, Any]:
+    return cluster.target({"inventory_hostname": name, "ansible_host": f"192.0.2.{len(name)}", **variables})
+
+
+TARGETS = [vm("vm2"), vm("vm3")]
+
+
+def test_a_target_is_what_the_inventory_says() -> None:
+    host = {"inventory_hostname": "vm2", "ansible_host": "192.168.83.130", "ansible_user": "rocky"}
+    assert cluster.target(host) == {
+        "name": "vm2",
+        "host": "192.168.83.130",
+        "port": 22,
+        "user": "rocky",
+        "queue": "vm2_queue",
+        "description": "Target VM vm2",
+    }
+
+
+def test_an_address_falls_back_to_the_name() -> None:
+    assert cluster.address({"inventory_hostname": "vm2.example.org"}) == "vm2.example.org"
+
+
+def test_celery_mode_has_a_worker_on_each_target_and_shares_the_default_queue() -> None:
+    laid_out = cluster.workers(TARGETS, "celery", "main")
+    assert [(worker["name"], worker["host"], worker["queues"]) for worker in laid_out] == [
+        ("vm2", "vm2", ["vm2_queue", "default"]),
+        ("vm3", "vm3", ["vm3_queue", "default"]),
+        ("general", "main", ["all_vms_queue", "file_transfer_queue"]),
+    ]
+
+
+def test_ssh_mode_has_all_workers_on_main_and_keeps_targets_apart() -> None:
+    laid_out = cluster.workers(TARGETS, "ssh", "main")
+    assert [(worker["name"], worker["host"], worker["queues"]) for worker in laid_out] == [
+        ("vm2", "main", ["vm2_queue"]),
+        ("vm3", "main", ["vm3_queue"]),
+        ("general", "main", ["default", "all_vms_queue", "file_transfer_queue"]),
+    ]
+
+
+def test_ssh_workers_serve_default_when_asked_to() -> None:
+    contract = cluster.queues(cluster.workers(TARGETS, "ssh", "main", ssh_workers_serve_default=True))
+    assert contract["default"] == ["vm2", "vm3", "general"]
+
+
+@pytest.mark.parametrize("mode", cluster.MODES)
+def test_every_queue_has_a_consumer(mode: str) -> None:
+    assert cluster.queue_problems(cluster.workers(TARGETS, mode, "main"), TARGETS) == []
+
+
+def test_a_queue_without_a_consumer_is_named() -> None:
+    laid_out = cluster.workers(TARGETS[:1], "celery", "main")
+    (problem,) = cluster.queue_problems(laid_out, TARGETS)
+    assert "vm3_queue" in problem
+
+
+def test_members_of_the_two_modes() -> None:
+    assert cluster.members(GROUPS, "celery") == {
+        "cluster": ["main", "vm2", "vm3"],
+        "airflow": ["main", "vm2", "vm3"],
+        "core": ["main"],
+        "naked": [],
+    }
+    ssh = cluster.members(GROUPS, "ssh")
+    assert ssh["airflow"] == ["main"]
+    assert ssh["naked"] == ["vm2", "vm3"]
+
+
+def test_a_target_that_is_main_too_is_not_naked() -> None:
+    assert cluster.members({**GROUPS, "target_vms": ["main", "vm2"]}, "ssh")["naked"] == ["vm2"]
+
+
+@pytest.mark.parametrize("mode", ["", "Celery", "kubernetes", None, 1])
+def test_an_unknown_mode_is_refused_with_the_two_that_exist(mode: Any) -> None:
+    (problem,) = cluster.mode_problems(mode)
+    assert "'celery'" in problem
+    assert "'ssh'" in problem
+
+
+@pytest.mark.parametrize("tier", cluster.TIERS)
+def test_an_empty_tier_is_named(tier: str) -> None:
+    (problem,) = cluster.group_problems({**GROUPS, tier: []})
+    assert f"children.{tier}.hosts" in problem
+
+
+def test_a_group_lost_to_a_typo_shows_the_groups_that_exist() -> None:
+    typo = {("schedulers" if name == "scheduler" else name): hosts for name, hosts in GROUPS.items()}
+    (problem,) = cluster.group_problems(typo)
+    assert "group scheduler" in problem
+    assert "schedulers" in problem
+
+
+@pytest.mark.parametrize("tier", cluster.SINGLE_TIERS)
+def test_a_second_database_or_broker_is_refused(tier: str) -> None:
+    (problem,) = cluster.group_problems({**GROUPS, tier: ["main", "vm2"]})
+    assert "only one is supported" in problem
+
+
+@pytest.mark.parametrize("name", ["VM2", "vm 2", "-vm", "vm2.example.org", "ü", "v" * 64])
+def test_a_name_that_makes_no_queue_is_refused(name: str) -> None:
+    problems = cluster.target_problems([vm(name)])
+    assert any(repr(name) in problem and "ansible_host" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("name", ["all_vms", "file_transfer", "general"])
+def test_names_of_the_general_worker_are_refused(name: str) -> None:
+    (problem,) = cluster.target_problems([vm(name)])
+    assert "general worker" in problem
+
+
+def test_two_targets_with_one_queue_are_refused() -> None:
+    (problem,) = cluster.target_problems([vm("vm2"), vm("vm3", target_queue="vm2_queue")])
+    assert "vm2 and vm3 share the queue 'vm2_queue'" in problem
+
+
+def test_two_hosts_with_one_address_are_refused() -> None:
+    (problem,) = cluster.address_problems({"main": "192.0.2.1", "vm2": "192.0.2.2", "vm3": "192.0.2.1"})
+    assert problem.startswith("main and vm3 have the same address 192.0.2.1")
+
+
+def test_a_malformed_address_is_refused_and_a_name_is_not() -> None:
+    (problem,) = cluster.address_problems({"main": "192.168.83.1290", "vm2": "vm2.example.org", "vm3": "fd00::3"})
+    assert "192.168.83.1290" in problem
+
+
+def test_clocks() -> None:
+    together = {"main": "100.5 100.0", "vm2": "103.0 101.0"}
+    assert cluster.clock_problems(together, 8) == []
+    (problem,) = cluster.clock_problems({**together, "vm3": "130.0 101.0"}, 8)
+    assert "vm3 is 28 s ahead of main" in problem
+
+
+def test_a_version_without_a_lock_is_refused_with_those_that_have_one() -> None:
+    assert cluster.lock_problems("3.3.2", ["3.3.2"]) == []
+    (problem,) = cluster.lock_problems("3.9.9", ["3.3.2", "3.3.1"])
+    assert "Write one of: 3.3.1, 3.3.2" in problem
+
+
+def test_hosts_that_a_run_leaves_out_must_agree() -> None:
+    left_out = {"vm2": "", "vm3": "3.3.2-aaa"}
+    assert cluster.agreement_problems("3.3.2-aaa", left_out) == []
+    (problem,) = cluster.agreement_problems("3.3.2-bbb", left_out)
+    assert problem.startswith("vm3 has the environment 3.3.2-aaa")
+
+
+@pytest.mark.parametrize(("python", "count"), [("3.9", 1), ("3.11", 0), ("3.13", 0), ("3.14", 1), ("none", 0)])
+def test_python(python: str, count: int) -> None:
+    assert len(cluster.environment_problems(python, 5000, 1500)) == count
+
+
+def test_disk_for_an_environment() -> None:
+    (problem,) = cluster.environment_problems("3.11", 100, 1500)
+    assert "100 MB are free below /opt" in problem
+
+
+FACTS = {
+    "distribution": "Debian",
+    "distribution_major_version": "12",
+    "service_mgr": "systemd",
+    "memtotal_mb": 4000,
+}
+PLATFORMS = {"Debian": ["12", "13"], "Rocky": ["9"]}
+
+
+def test_a_host_that_carries_its_services() -> None:
+    assert cluster.host_problems(FACTS, PLATFORMS, 2000, 5000, 1000) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"distribution_major_version": "11"}, "Debian 12 or 13, Rocky 9"),
+        ({"distribution": "Ubuntu"}, "Ubuntu 12 is not supported"),
+        ({"service_mgr": "sysvinit"}, "systemd is needed"),
+        ({"memtotal_mb": 1000}, "1000 MB of memory, and its services need 2000 MB"),
+    ],
+)
+def test_a_host_that_cannot(change: dict[str, Any], said: str) -> None:
+    (problem,) = cluster.host_problems({**FACTS, **change}, PLATFORMS, 2000, 5000, 1000)
+    assert said in problem
+
+
+def test_memory_adds_up_by_tier_and_worker() -> None:
+    sizes = {"postgresql": 1, "rabbitmq": 2, "scheduler": 4, "webserver": 8, "flower": 16, "worker": 32}
+    laid_out = cluster.workers(TARGETS, "celery", "main")
+    assert cluster.memory_needed("main", GROUPS, laid_out, sizes) == 1 + 2 + 4 + 8 + 16 + 32
+    assert cluster.memory_needed("vm2", GROUPS, laid_out, sizes) == 32
+
+
+def test_health_names_the_unit_that_is_missing() -> None:
+    healthy = {part: {"status": "healthy"} for part in ("metadatabase", "scheduler", "dag_processor", "triggerer")}
+    assert cluster.unhealthy_parts(healthy) == []
+    (problem,) = cluster.unhealthy_parts({**healthy, "triggerer": {"status": "unhealthy"}})
+    assert problem.startswith("airflow-triggerer")
+    assert "does not answer" in cluster.unhealthy_parts({})[0]
+
+
+def test_consumers_are_counted_by_queue() -> None:
+    contract = {"default": ["vm2", "vm3"], "vm2_queue": ["vm2"]}
+    consumers = [{"queue": {"name": "default"}}, {"queue": {"name": "vm2_queue"}}]
+    (problem,) = cluster.missing_consumers(consumers, contract)
+    assert problem == "queue default: 1 of 2 consumers (airflow-worker-vm2, airflow-worker-vm3)."
