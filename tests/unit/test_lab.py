@@ -148,8 +148,8 @@ def test_consumers_are_named_after_worker_and_host() -> None:
             {"pid": "c3", "connection": "k2"},
         ],
         "connections": [
-            {"pid": "k1", "peer_host": "10.0.0.2"},
-            {"pid": "k2", "peer_host": "10.0.0.9"},
+            {"pid": "k1", "name": "10.0.0.2:7 -> 10.0.0.1:5672"},
+            {"pid": "k2", "name": "10.0.0.9:8 -> 10.0.0.1:5672"},
         ],
     }
     consumers = lab_summary.consumers_of(broker, {"10.0.0.2": "vm2"})

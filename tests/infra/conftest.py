@@ -1,0 +1,154 @@
+"""The cluster under test: what the inventory says of it, its hosts over SSH, its APIs.
+
+The inventory is the one that ansible-playbook would use (ANSIBLE_INVENTORY, or ansible.cfg), so the
+tests run on the lab and on anybody's VMs alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import airflow_api
+import cluster as topology
+import pytest
+import testinfra
+from testinfra.host import Host
+
+SiteRun = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # by identity, so that methods can be cached
+class Cluster:
+    """What the inventory says.
+
+    Attributes:
+        project: The project's directory.
+        groups: Group to hosts.
+        variables: Host to its variables, as the inventory and the shared group_vars give them.
+    """
+
+    project: pathlib.Path
+    groups: Mapping[str, Sequence[str]]
+    variables: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def mode(self) -> str:
+        return str(self.variables[self.groups["scheduler"][0]]["mode"])
+
+    @property
+    def targets(self) -> list[dict[str, Any]]:
+        return [topology.target(self.variables[name]) for name in self.groups["target_vms"]]
+
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        return topology.workers(self.targets, self.mode, self.groups["scheduler"][0])
+
+    @property
+    def members(self) -> dict[str, list[str]]:
+        return topology.members(self.groups, self.mode)
+
+    def address(self, name: str) -> str:
+        return topology.address(self.variables[name])
+
+    def first(self, tier: str) -> str:
+        return self.groups[tier][0]
+
+    def secret(self, name: str) -> str:
+        directory = pathlib.Path(self.variables[self.first("scheduler")]["inventory_dir"]) / "secrets"
+        return (directory / name).read_text().strip()
+
+    def feed(self, name: str, command: str, text: str) -> str:
+        """Run a command as root with this standard input, and return its output.
+
+        For secrets: what stands on a command line, sudo writes to the journal.
+        """
+        own = self.variables[name]
+        extra = shlex.split(os.environ.get("ANSIBLE_SSH_COMMON_ARGS", ""))
+        key = os.environ.get("ANSIBLE_PRIVATE_KEY_FILE")
+        ssh = ["ssh", *extra, *(["-i", key] if key else []), "-p", str(own.get("ansible_port", 22))]
+        login = f"{own['ansible_user']}@{self.address(name)}"
+        run = subprocess.run(
+            [*ssh, login, "sudo", "bash", "-c", shlex.quote(command)], input=text, capture_output=True, text=True, check=False
+        )
+        assert run.returncode in (0, 1), run.stderr
+        return run.stdout
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019 - one object lives as long as the session
+    def host(self, name: str) -> Host:
+        """A host over SSH, as root."""
+        own = self.variables[name]
+        key = os.environ.get("ANSIBLE_PRIVATE_KEY_FILE")
+        return testinfra.get_host(
+            f"ssh://{own['ansible_user']}@{self.address(name)}:{own.get('ansible_port', 22)}",
+            sudo=True,
+            controlpersist=60,
+            ssh_extra_args=os.environ.get("ANSIBLE_SSH_COMMON_ARGS"),
+            **({"ssh_identity_file": key} if key else {}),
+        )
+
+
+@pytest.fixture(scope="session")
+def cluster(project: pathlib.Path) -> Cluster:
+    """The inventory, as ansible-inventory reads it."""
+    listed = subprocess.run(["ansible-inventory", "--list"], cwd=project, capture_output=True, text=True, check=True)
+    inventory = json.loads(listed.stdout)
+    groups = {name: group["hosts"] for name, group in inventory.items() if "hosts" in group}
+    sources = os.environ.get("ANSIBLE_INVENTORY", "inventory/distributed").split(",")
+    directory = (project / sources[0]).resolve()
+    variables = {
+        name: {**own, "inventory_hostname": name, "inventory_dir": str(directory if directory.is_dir() else directory.parent)}
+        for name, own in inventory["_meta"]["hostvars"].items()
+    }
+    return Cluster(project, groups, variables)
+
+
+@pytest.fixture(scope="session")
+def main(cluster: Cluster) -> Host:
+    """The host of the scheduler."""
+    return cluster.host(cluster.first("scheduler"))
+
+
+@pytest.fixture(scope="session")
+def api_url(cluster: Cluster) -> str:
+    return f"http://{cluster.address(cluster.first('webserver'))}:8080"
+
+
+@pytest.fixture(scope="session")
+def api(cluster: Cluster, api_url: str) -> airflow_api.AirflowApi:
+    """The REST API, logged in as the administrator."""
+    return airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password"))
+
+
+@pytest.fixture(scope="session")
+def broker(cluster: Cluster) -> Callable[..., Any]:
+    """What the broker itself says: rabbitmqctl on its host, as data."""
+    host = cluster.host(cluster.first("rabbitmq"))
+
+    def ask(*arguments: str) -> Any:
+        answer = host.run(f"rabbitmqctl --quiet --formatter json {' '.join(arguments)}")
+        assert answer.rc == 0, answer.stderr
+        return json.loads(answer.stdout)
+
+    return ask
+
+
+@pytest.fixture
+def site(cluster: Cluster) -> SiteRun:
+    """Run a playbook on the cluster, and return what it said."""
+
+    def run(*arguments: str, playbook: str = "site.yml", check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = ["ansible-playbook", playbook, *arguments]
+        done = subprocess.run(command, cwd=cluster.project, capture_output=True, text=True, check=False)
+        if check:
+            assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+        return done
+
+    return run

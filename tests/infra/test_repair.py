@@ -1,0 +1,47 @@
+"""What a killed run or a stray hand leaves behind is put right by the next run."""
+
+from __future__ import annotations
+
+from conftest import Cluster, SiteRun
+from testinfra.host import Host
+
+
+def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, site: SiteRun) -> None:
+    target = cluster.workers[0]
+    vm = cluster.host(target["host"])
+    environment = vm.run("readlink -f /opt/airflow/current").stdout.strip()
+    database = cluster.host(cluster.first("postgresql"))
+    broker = cluster.host(cluster.first("rabbitmq"))
+    try:
+        # Killed while it installed: an environment without its signature, with a part missing.
+        vm.run(f"rm -r {environment}/.complete {environment}/lib/python3*/site-packages/kombu")
+        # Killed between a file and the restart: a unit that runs with something else.
+        vm.run(f"sed -i 's/^AIRFLOW_STARTED_WITH=.*//' /etc/systemd/system/{target['unit']}.service")
+        vm.run(f"systemctl stop {target['unit']}")
+        main.run("echo broken > /etc/airflow/secrets/jwt_secret")
+        broker.run("rm /etc/rabbitmq/.started-with")
+        broker.run("rabbitmqctl --quiet clear_permissions -p airflow_host airflow_user")
+        database.run("runuser -u postgres -- psql -qc \"ALTER ROLE airflow_results_user PASSWORD 'other-than-it-was'\"")
+    finally:
+        repaired = site(check=False)
+    assert repaired.returncode == 0, repaired.stdout[-6000:]
+    again = site("--check")
+    assert "changed=0" in again.stdout.split("PLAY RECAP")[1]
+    assert not [line for line in again.stdout.split("PLAY RECAP")[1].splitlines() if "changed=" in line and "changed=0" not in line]
+
+
+def test_a_run_that_would_split_versions_is_refused(cluster: Cluster, site: SiteRun) -> None:
+    """Main alone with another environment, while a worker VM stays out of the run."""
+    others = [name for name in cluster.members["airflow"] if name != cluster.first("scheduler")]
+    if not others:
+        return
+    vm = cluster.host(others[-1])
+    present = vm.file("/opt/airflow/current").linked_to
+    try:
+        vm.run("ln -sfn env-3.0.0-older /opt/airflow/current")
+        refused = site("--limit", cluster.first("scheduler"), check=False)
+    finally:
+        vm.run(f"ln -sfn {present.rpartition('/')[2]} /opt/airflow/current")
+    assert refused.returncode != 0
+    assert f"{others[-1]} has the environment 3.0.0-older" in refused.stdout
+    assert "changed=0" in refused.stdout.split("PLAY RECAP")[1]

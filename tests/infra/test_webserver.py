@@ -1,0 +1,45 @@
+"""The API server and the UI."""
+
+from __future__ import annotations
+
+import airflow_api
+import pytest
+import requests
+from conftest import Cluster, SiteRun
+
+
+def test_all_parts_are_healthy(api: airflow_api.AirflowApi) -> None:
+    health = api.health()
+    assert {part: health[part]["status"] for part in ("metadatabase", "scheduler", "dag_processor", "triggerer")} == {
+        "metadatabase": "healthy",
+        "scheduler": "healthy",
+        "dag_processor": "healthy",
+        "triggerer": "healthy",
+    }
+
+
+def test_the_execution_api_answers_workers(api_url: str) -> None:
+    assert requests.get(f"{api_url}/execution/health", timeout=10).status_code == 200
+
+
+def test_nobody_gets_in_without_a_login(api_url: str) -> None:
+    assert requests.get(f"{api_url}/api/v2/dags", timeout=10).status_code == 401
+
+
+def test_a_wrong_password_is_refused(api_url: str) -> None:
+    with pytest.raises(airflow_api.AirflowApiError):
+        airflow_api.AirflowApi(api_url, "admin", "not-the-password").request("GET", "dags")
+
+
+def test_the_password_follows_the_variable(cluster: Cluster, api_url: str, site: SiteRun) -> None:
+    """Creating alone would leave an existing account as it is."""
+    other = "another-password-of-admin"
+    host = cluster.first("webserver")
+    try:
+        site("--limit", host, "--extra-vars", f'{{"webserver_admin_password": "{other}"}}')
+        airflow_api.AirflowApi(api_url, "admin", other).request("GET", "dags")
+        with pytest.raises(airflow_api.AirflowApiError):
+            airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password")).request("GET", "dags")
+    finally:
+        site("--limit", host)
+    airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password")).request("GET", "dags")
