@@ -11,7 +11,7 @@ with DAG(
     dag_id="sample_distributed",
     description="hostname on each target VM by its queue, and tasks that the workers share",
     schedule=None,
-    start_date=datetime.datetime(2024, 5, 1, tzinfo=datetime.timezone.utc),
+    start_date=datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC),
     catchup=False,
     tags=["sample"],
 ):

@@ -115,8 +115,7 @@ def workers(
     on_target = mode == "celery"
     shared = [DEFAULT_QUEUE] if on_target or ssh_workers_serve_default else []
     laid_out = [
-        _worker(str(vm["name"]), str(vm["name"]) if on_target else main, [vm["queue"], *shared])
-        for vm in targets
+        _worker(str(vm["name"]), str(vm["name"]) if on_target else main, [vm["queue"], *shared]) for vm in targets
     ]
     general = list(GENERAL_QUEUES) if on_target else [DEFAULT_QUEUE, *GENERAL_QUEUES]
     return [*laid_out, _worker(GENERAL_WORKER, main, general)]
@@ -146,9 +145,7 @@ def mode_problems(mode: Any) -> list[str]:
     """Say what is wrong with a mode; nothing, when it is one of the two that exist."""
     if mode in MODES:
         return []
-    return [
-        f"mode: {mode!r} is not a mode. Write 'celery' (a worker on each VM) or 'ssh' (all on main)."
-    ]
+    return [f"mode: {mode!r} is not a mode. Write 'celery' (a worker on each VM) or 'ssh' (all on main)."]
 
 
 def group_problems(groups: Groups) -> list[str]:
@@ -195,9 +192,7 @@ def target_problems(targets: Sequence[Mapping[str, Any]]) -> list[str]:
                 " '-' and '_', beginning with a letter or digit (for instance vm2), and the address in ansible_host."
             )
         elif name == GENERAL_WORKER:
-            problems.append(
-                f"target_vms, host {name!r}: that is the general worker's name. Rename the host."
-            )
+            problems.append(f"target_vms, host {name!r}: that is the general worker's name. Rename the host.")
         if not QUEUE_NAME.fullmatch(queue):
             problems.append(
                 f"target_vms, host {name!r}: queue {queue!r} is not a valid queue name. Remove target_queue"
@@ -233,9 +228,7 @@ def address_problems(addresses: Mapping[str, str]) -> list[str]:
     ]
     for name, addr in addresses.items():
         if re.fullmatch(r"[0-9.]+", addr) and not _is_ip(addr):
-            problems.append(
-                f"{name}: {addr!r} is not an address. Correct its ansible_host, e.g. 192.168.83.129."
-            )
+            problems.append(f"{name}: {addr!r} is not an address. Correct its ansible_host, e.g. 192.168.83.129.")
     return problems
 
 
@@ -254,9 +247,7 @@ def _is_ip(text: str) -> bool:
     return True
 
 
-def queue_problems(
-    laid_out: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Any]]
-) -> list[str]:
+def queue_problems(laid_out: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say which queue of the contract would have no consumer.
 
     Args:
@@ -268,11 +259,7 @@ def queue_problems(
     """
     consumed = queues(laid_out)
     promised = [DEFAULT_QUEUE, *GENERAL_QUEUES, *(str(vm["queue"]) for vm in targets)]
-    return [
-        f"queue {queue!r}: no worker would consume it."
-        for queue in promised
-        if queue not in consumed
-    ]
+    return [f"queue {queue!r}: no worker would consume it." for queue in promised if queue not in consumed]
 
 
 def clock_problems(readings: Mapping[str, str], tolerance: float) -> list[str]:
@@ -358,9 +345,7 @@ def environment_problems(
             " the distribution (Debian 12 or 13, EL 9)."
         )
     if free_mb < needed_mb:
-        problems.append(
-            f"{free_mb} MB are free below /opt, and an environment needs {needed_mb} MB. Free some."
-        )
+        problems.append(f"{free_mb} MB are free below /opt, and an environment needs {needed_mb} MB. Free some.")
     return problems
 
 
@@ -386,23 +371,17 @@ def host_problems(
     problems = []
     name, version = str(facts["distribution"]), str(facts["distribution_major_version"])
     if version not in platforms.get(name, ()):
-        known = ", ".join(
-            f"{distribution} {' or '.join(of)}" for distribution, of in platforms.items()
-        )
+        known = ", ".join(f"{distribution} {' or '.join(of)}" for distribution, of in platforms.items())
         problems.append(f"{name} {version} is not supported. Use one of: {known}.")
     if facts.get("service_mgr") != "systemd":
-        problems.append(
-            f"its service manager is {facts.get('service_mgr')}, and systemd is needed."
-        )
+        problems.append(f"its service manager is {facts.get('service_mgr')}, and systemd is needed.")
     if int(facts["memtotal_mb"]) < memory_mb:
         problems.append(
             f"it has {facts['memtotal_mb']} MB of memory, and its services need {memory_mb} MB."
             " Give it more, or move a tier to another host in the inventory."
         )
     if free_mb < free_needed_mb:
-        problems.append(
-            f"{free_mb} MB are free below /var, and {free_needed_mb} MB are needed. Free some."
-        )
+        problems.append(f"{free_mb} MB are free below /var, and {free_needed_mb} MB are needed. Free some.")
     return problems
 
 
@@ -430,9 +409,7 @@ def unhealthy_parts(health: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def missing_consumers(
-    consumers: Sequence[Mapping[str, Any]], contract: Mapping[str, Sequence[str]]
-) -> list[str]:
+def missing_consumers(consumers: Sequence[Mapping[str, Any]], contract: Mapping[str, Sequence[str]]) -> list[str]:
     """Say which queues have fewer consumers than workers that should consume them.
 
     Args:
@@ -471,11 +448,7 @@ def memory_needed(
     Returns:
         Memory in MB.
     """
-    tiers = sum(
-        size
-        for tier, size in megabytes.items()
-        if host in groups.get(tier, ()) and tier != "target_vms"
-    )
+    tiers = sum(size for tier, size in megabytes.items() if host in groups.get(tier, ()) and tier != "target_vms")
     return tiers + sum(megabytes["worker"] for worker in laid_out if worker["host"] == host)
 
 

@@ -76,12 +76,16 @@ class Cluster:
         ssh = ["ssh", *extra, *(["-i", key] if key else []), "-p", str(own.get("ansible_port", 22))]
         login = f"{own['ansible_user']}@{self.address(name)}"
         run = subprocess.run(
-            [*ssh, login, "sudo", "bash", "-c", shlex.quote(command)], input=text, capture_output=True, text=True, check=False
+            [*ssh, login, "sudo", "bash", "-c", shlex.quote(command)],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert run.returncode in (0, 1), run.stderr
         return run.stdout
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - one object lives as long as the session
+    @functools.cache  # noqa: B019 - one object lives as long as the session
     def host(self, name: str) -> Host:
         """A host over SSH, as root."""
         own = self.variables[name]
@@ -104,7 +108,11 @@ def cluster(project: pathlib.Path) -> Cluster:
     sources = os.environ.get("ANSIBLE_INVENTORY", "inventory/distributed").split(",")
     directory = (project / sources[0]).resolve()
     variables = {
-        name: {**own, "inventory_hostname": name, "inventory_dir": str(directory if directory.is_dir() else directory.parent)}
+        name: {
+            **own,
+            "inventory_hostname": name,
+            "inventory_dir": str(directory if directory.is_dir() else directory.parent),
+        }
         for name, own in inventory["_meta"]["hostvars"].items()
     }
     return Cluster(project, groups, variables)

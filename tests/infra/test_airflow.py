@@ -43,8 +43,10 @@ def test_all_hosts_run_the_same_environment(cluster: Cluster) -> None:
     found = {name: host.file("/opt/airflow/current").linked_to for name, host in airflow_hosts(cluster)}
     assert len(set(found.values())) == 1, found
     frozen = {
-        name: host.run("/opt/airflow/current/bin/python -c 'import importlib.metadata as m;"
-                       " print(sorted((d.name, d.version) for d in m.distributions()))'").stdout
+        name: host.run(
+            "/opt/airflow/current/bin/python -c 'import importlib.metadata as m;"
+            " print(sorted((d.name, d.version) for d in m.distributions()))'"
+        ).stdout
         for name, host in airflow_hosts(cluster)
     }
     assert len(set(frozen.values())) == 1
@@ -52,7 +54,11 @@ def test_all_hosts_run_the_same_environment(cluster: Cluster) -> None:
 
 def test_tasks_cannot_change_code_or_configuration(cluster: Cluster) -> None:
     for name, host in airflow_hosts(cluster):
-        for path in ("/opt/airflow/current/bin/airflow", "/opt/airflow/dags", "/etc/airflow/airflow.cfg"):
+        for path in (
+            "/opt/airflow/current/bin/airflow",
+            "/opt/airflow/dags",
+            "/etc/airflow/airflow.cfg",
+        ):
             answer = host.run(f"runuser -u airflow -- test -w {path}")
             assert answer.rc == 1, f"{name}: {path}"
 
@@ -86,7 +92,12 @@ def test_no_file_of_a_worker_vm_has_a_secret_of_main(cluster: Cluster) -> None:
     for name, _host in airflow_hosts(cluster):
         if name in cluster.members["core"]:
             continue
-        for secret in ("database_password", "jwt_secret", "rabbitmq_admin_password", "admin_password"):
+        for secret in (
+            "database_password",
+            "jwt_secret",
+            "rabbitmq_admin_password",
+            "admin_password",
+        ):
             search = "grep -rlFs --exclude-dir=env-* -f - /etc /var/lib/airflow /var/log /opt/airflow /run/systemd"
             found = cluster.feed(name, search, cluster.secret(secret))
             assert found == "", f"{name}: {secret} in {found}"
@@ -116,11 +127,23 @@ def test_units_run_and_let_tasks_finish(cluster: Cluster) -> None:
         assert units(host), name
         for unit in units(host):
             found: dict[str, Any] = show(
-                host, unit, "ActiveState", "UnitFileState", "KillMode", "Restart", "User", "NRestarts", "Requires"
+                host,
+                unit,
+                "ActiveState",
+                "UnitFileState",
+                "KillMode",
+                "Restart",
+                "User",
+                "NRestarts",
+                "Requires",
             )
             assert found["ActiveState"] == "active", f"{name}: {unit}"
             assert found["UnitFileState"] == "enabled", f"{name}: {unit}"
-            assert (found["KillMode"], found["Restart"], found["User"]) == ("mixed", "always", "airflow")
+            assert (found["KillMode"], found["Restart"], found["User"]) == (
+                "mixed",
+                "always",
+                "airflow",
+            )
             assert found["NRestarts"] == "0", f"{name}: {unit} was restarted: see its journal"
             assert "airflow" not in found["Requires"]
 

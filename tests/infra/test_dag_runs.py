@@ -40,7 +40,10 @@ def test_a_task_for_a_vm_runs_on_that_vm(instances: list[airflow_api.TaskInstanc
 
 
 def test_the_log_of_a_finished_task_is_read_from_its_vm(
-    api: airflow_api.AirflowApi, run_id: str, instances: list[airflow_api.TaskInstance], cluster: Cluster
+    api: airflow_api.AirflowApi,
+    run_id: str,
+    instances: list[airflow_api.TaskInstance],
+    cluster: Cluster,
 ) -> None:
     for target in cluster.targets:
         (task,) = [task for task in instances if task.task_id == f"check_hostname_{target['name']}"]

@@ -28,7 +28,7 @@ def database(cluster: Cluster) -> Host:
 def query(database: Host, sql: str) -> list[str]:
     answer = database.run(f"runuser -u postgres -- psql -XAtc {shlex.quote(sql)}")
     assert answer.rc == 0, answer.stderr
-    return answer.stdout.splitlines()
+    return list(answer.stdout.splitlines())
 
 
 def attempt(cluster: Cluster, name: str, url: str) -> str:

@@ -27,7 +27,11 @@ def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, s
     assert repaired.returncode == 0, repaired.stdout[-6000:]
     again = site("--check")
     assert "changed=0" in again.stdout.split("PLAY RECAP")[1]
-    assert not [line for line in again.stdout.split("PLAY RECAP")[1].splitlines() if "changed=" in line and "changed=0" not in line]
+    assert not [
+        line
+        for line in again.stdout.split("PLAY RECAP")[1].splitlines()
+        if "changed=" in line and "changed=0" not in line
+    ]
 
 
 def test_a_run_that_would_split_versions_is_refused(cluster: Cluster, site: SiteRun) -> None:

@@ -203,7 +203,14 @@ def test_a_host_that_cannot(change: dict[str, Any], said: str) -> None:
 
 
 def test_memory_adds_up_by_tier_and_worker() -> None:
-    sizes = {"postgresql": 1, "rabbitmq": 2, "scheduler": 4, "webserver": 8, "flower": 16, "worker": 32}
+    sizes = {
+        "postgresql": 1,
+        "rabbitmq": 2,
+        "scheduler": 4,
+        "webserver": 8,
+        "flower": 16,
+        "worker": 32,
+    }
     laid_out = cluster.workers(TARGETS, "celery", "main")
     assert cluster.memory_needed("main", GROUPS, laid_out, sizes) == 1 + 2 + 4 + 8 + 16 + 32
     assert cluster.memory_needed("vm2", GROUPS, laid_out, sizes) == 32

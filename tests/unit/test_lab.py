@@ -30,34 +30,24 @@ def platforms(project: pathlib.Path, scenario: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_scenario_has_a_vm_for_each_host_of_its_inventory(
-    project: pathlib.Path, scenario: str
-) -> None:
+def test_a_scenario_has_a_vm_for_each_host_of_its_inventory(project: pathlib.Path, scenario: str) -> None:
     inventory = load(project / "inventory" / scenario / "hosts.yml")
     names = [platform["name"] for platform in platforms(project, scenario)]
     assert names == list(inventory["all"]["hosts"])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_vms_stand_at_the_addresses_of_the_shipped_inventory(
-    project: pathlib.Path, scenario: str
-) -> None:
+def test_vms_stand_at_the_addresses_of_the_shipped_inventory(project: pathlib.Path, scenario: str) -> None:
     hosts = load(project / "inventory" / scenario / "hosts.yml")["all"]["hosts"]
-    vms = lab.vm_platforms(
-        platforms(project, scenario), hosts, scenario, "bookworm", "/files", "/cache"
-    )
+    vms = lab.vm_platforms(platforms(project, scenario), hosts, scenario, "bookworm", "/files", "/cache")
     assert {vm["hostname"]: vm["networks"][0]["ipv4_address"] for vm in vms} == {
         name: variables["ansible_host"] for name, variables in hosts.items()
     }
-    assert {vm["docker_networks"][0]["ipam_config"][0]["subnet"] for vm in vms} == {
-        "192.168.83.0/24"
-    }
+    assert {vm["docker_networks"][0]["ipam_config"][0]["subnet"] for vm in vms} == {"192.168.83.0/24"}
 
 
 def test_a_vm_is_not_privileged_and_is_labelled_as_ours() -> None:
-    (vm,) = lab.vm_platforms(
-        [{"name": "main"}], {"main": {"ansible_host": "10.1.2.3"}}, "s", "trixie", "/f", "/c"
-    )
+    (vm,) = lab.vm_platforms([{"name": "main"}], {"main": {"ansible_host": "10.1.2.3"}}, "s", "trixie", "/f", "/c")
     assert "privileged" not in vm
     assert vm["labels"]["owner"] == "airflow-lab"
     assert vm["name"] == "airflow-lab-s-main"
@@ -88,9 +78,7 @@ def test_another_subnet_moves_every_host_and_the_usual_one_none() -> None:
     assert lab_inventory.layer(inventory, "192.168.83") == {"all": {}}
 
 
-def run_lab(
-    project: pathlib.Path, *arguments: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run_lab(project: pathlib.Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [project / "lab", *arguments],
         capture_output=True,

@@ -8,7 +8,9 @@ from typing import Any
 import rabbitmq_definitions as definitions
 
 WANTED = definitions.wanted(
-    "airflow_host", {"name": "airflow_admin", "password": "a-secret"}, [{"name": "airflow_user", "password": "u-secret"}]
+    "airflow_host",
+    {"name": "airflow_admin", "password": "a-secret"},
+    [{"name": "airflow_user", "password": "u-secret"}],
 )
 
 

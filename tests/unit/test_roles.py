@@ -79,7 +79,9 @@ def test_tasks(path: pathlib.Path) -> None:
         logging = f"{path.parts[-3]}_secure_logging"
         hidden = task.get("no_log") == f"{{{{ {logging} }}}}"
         including = any("include_role" in key or "import_tasks" in key for key in task)
-        names_only = str(own).replace(logging, "").replace("airflow_secrets | list", "").replace("__airflow_secrets_dir", "")
+        names_only = (
+            str(own).replace(logging, "").replace("airflow_secrets | list", "").replace("__airflow_secrets_dir", "")
+        )
         if SECRET.search(names_only) and not including:
             assert hidden, f"{path}: {name!r} handles a secret without no_log"
         assert not task.get("ignore_errors"), f"{path}: {name!r} ignores errors"

@@ -27,9 +27,18 @@ def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         "secrets_directory": str(output / "secrets"),
         "templates": [str(path) for path in TEMPLATES],
     }
-    command = ["ansible-playbook", "-i", f"inventory/{request.param}", "tests/unit/render/render.yml"]
+    command = [
+        "ansible-playbook",
+        "-i",
+        f"inventory/{request.param}",
+        "tests/unit/render/render.yml",
+    ]
     run = subprocess.run(
-        [*command, "--extra-vars", json.dumps(variables)], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, "--extra-vars", json.dumps(variables)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return output
@@ -90,7 +99,13 @@ def test_only_hosts_that_need_a_database_may_log_in_to_it(rendered: pathlib.Path
         ("local", "all", "postgres", "peer"),
         ("host", "airflow_db", "airflow_user", "192.168.83.129/32", "scram-sha-256"),
         *(
-            ("host", "airflow_results_db", "airflow_results_user", f"192.168.83.{last}/32", "scram-sha-256")
+            (
+                "host",
+                "airflow_results_db",
+                "airflow_results_user",
+                f"192.168.83.{last}/32",
+                "scram-sha-256",
+            )
             for last in addresses
         ),
     ]
@@ -98,7 +113,12 @@ def test_only_hosts_that_need_a_database_may_log_in_to_it(rendered: pathlib.Path
 
 def test_a_unit_lets_running_tasks_finish(rendered: pathlib.Path) -> None:
     unit = (rendered / "main" / "airflow.service").read_text()
-    for line in ("KillMode=mixed", "Restart=always", "TimeoutStopSec=60", "SyslogIdentifier=airflow-test"):
+    for line in (
+        "KillMode=mixed",
+        "Restart=always",
+        "TimeoutStopSec=60",
+        "SyslogIdentifier=airflow-test",
+    ):
         assert f"\n{line}\n" in unit
     assert "Requires=" not in unit
 

@@ -39,10 +39,7 @@ def test_requirements_are_the_collections_of_the_locked_ansible_package(
 
 
 def test_every_collection_that_is_used_is_required(project: pathlib.Path) -> None:
-    required = {
-        entry["name"]
-        for entry in yaml.safe_load((project / "requirements.yml").read_text())["collections"]
-    }
+    required = {entry["name"] for entry in yaml.safe_load((project / "requirements.yml").read_text())["collections"]}
     names = re.compile(r"^[ -]*((?:ansible|community)\.(?!builtin)\w+)\.\w+:", re.MULTILINE)
     used = {
         match
@@ -73,9 +70,7 @@ def test_what_runs_beside_the_lock_is_hashed(project: pathlib.Path) -> None:
                 assert "==" in line and "--hash=sha256:" in line, f"{name}: {line[:60]}"
 
 
-def test_passwords_below_an_inventory_are_not_read_as_hosts(
-    project: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_passwords_below_an_inventory_are_not_read_as_hosts(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (tmp_path / "hosts.yml").write_text("all: {hosts: {main: {}}}")
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "admin_password").write_text("a-password")

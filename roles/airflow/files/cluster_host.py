@@ -15,4 +15,4 @@ def address() -> str:
     Raises:
         airflow.exceptions.AirflowConfigException: The option is missing.
     """
-    return conf.get_mandatory_value("cluster", "address")
+    return str(conf.get_mandatory_value("cluster", "address"))

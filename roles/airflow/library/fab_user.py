@@ -86,7 +86,9 @@ def main() -> None:
     try:
         # Airflow prints warnings to standard output, which belongs to the module's result.
         with contextlib.redirect_stdout(sys.stderr):
-            from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
+            from airflow.providers.fab.auth_manager.cli_commands.utils import (
+                get_application_builder,
+            )
 
             with get_application_builder() as builder:
                 changed, created = set_user(builder.sm, module.params, module.check_mode)
