@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = """
 module: fab_user
 short_description: Set an account of Airflow's FabAuthManager
@@ -23,12 +29,6 @@ EXAMPLES = """
 RETURN = """
 created: {type: bool, returned: always, description: Whether there was no such account.}
 """
-
-import contextlib  # noqa: E402 - an Ansible module's documentation comes first
-import sys  # noqa: E402
-from typing import Any  # noqa: E402
-
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 
 def set_user(manager: Any, wanted: dict[str, str], dry: bool) -> tuple[bool, bool]:
