@@ -29,7 +29,9 @@ def row(name: str, option: dict[str, Any]) -> str:
     """
     kind = f"{option['type']} of {option['elements']}" if "elements" in option else option["type"]
     default = option.get("default")
-    shown = "required" if option.get("required") else f"`{default if isinstance(default, str) else json.dumps(default)}`"
+    shown = (
+        "required" if option.get("required") else f"`{default if isinstance(default, str) else json.dumps(default)}`"
+    )
     cells = [f"`{name}`", kind, shown, " ".join(option["description"].split())]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -45,9 +47,20 @@ def render(role: pathlib.Path) -> str:
     """
     spec = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]
     readme = role / "README.md"
-    head = readme.read_text().split(MARK)[0] if readme.exists() else f"# {role.name}\n\n{spec['short_description']}.\n\n"
+    head = (
+        readme.read_text().split(MARK)[0] if readme.exists() else f"# {role.name}\n\n{spec['short_description']}.\n\n"
+    )
     rows = [row(name, option) for name, option in spec["options"].items()]
-    return "\n".join([head + MARK, "", "| variable | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
+    return "\n".join(
+        [
+            head + MARK,
+            "",
+            "| variable | type | default | meaning |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
 
 
 def main() -> int:
