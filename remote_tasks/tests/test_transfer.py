@@ -1,0 +1,476 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import SETTINGS, Sshd, eventually
+from remote_tasks.errors import (
+    CommandError,
+    ConnectError,
+    ConnectionLostError,
+    DestinationError,
+    IntegrityError,
+    NoSpaceError,
+    SameFileError,
+    SourceChangedError,
+    SourceError,
+    TransferError,
+)
+from remote_tasks.runtime import get_runtime
+from remote_tasks.targets import Target
+from remote_tasks.transfer import TransferResult, failed_transfer, receive_script, transfer
+from remote_tasks.transport import CHUNK, Channel, Stream, Transport
+
+MEGABYTE = 1_000_000
+
+
+def send(
+    source: Target, dest: Target, source_path: object, dest_path: object, timeout: float = 30
+) -> TransferResult:
+    runtime = get_runtime()
+
+    async def work() -> TransferResult:
+        return await transfer(
+            runtime.transport(source, SETTINGS),
+            runtime.transport(dest, SETTINGS),
+            str(source_path),
+            str(dest_path),
+            timeout=timeout,
+        )
+
+    return runtime.call(work())
+
+
+def leftovers(directory: Path) -> list[str]:
+    return [entry.name for entry in directory.iterdir() if "remote-tasks" in entry.name]
+
+
+@pytest.fixture(params=["ssh-ssh", "ssh-local", "local-ssh", "local-local"])
+def pair(
+    request: pytest.FixtureRequest, here: Target, vm2: Target, vm3: Target
+) -> tuple[Target, Target]:
+    source, dest = request.param.split("-")
+    other = Target(name="vm8", transport="local", host="127.0.0.1", queue="vm8_queue")
+    return (here if source == "local" else vm2), (other if dest == "local" else vm3)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(random.randbytes(3 * MEGABYTE))
+    path.chmod(0o640)
+    return path
+
+
+@pytest.fixture
+def dest_dir(tmp_path: Path) -> Path:
+    path = tmp_path / "dest"
+    path.mkdir()
+    return path
+
+
+def test_a_file_arrives_whole_with_its_mode(
+    pair: tuple[Target, Target], source: Path, dest_dir: Path
+) -> None:
+    result = send(*pair, source, dest_dir / "file")
+    assert (dest_dir / "file").read_bytes() == source.read_bytes()
+    assert (dest_dir / "file").stat().st_mode & 0o7777 == 0o640
+    assert os.listdir(dest_dir) == ["file"]
+    assert result.to_dict() == {
+        "source_vm": pair[0].name,
+        "dest_vm": pair[1].name,
+        "source_path": str(source),
+        "dest_path": str(dest_dir / "file"),
+        "success": True,
+        "output": result.to_dict()["output"],
+        "error": "",
+        "size": 3 * MEGABYTE,
+        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "duration": result.duration,
+    }
+
+
+@pytest.mark.parametrize("size", [0, 1, 32768, 262144, 262145])
+def test_any_size(vm2: Target, vm3: Target, tmp_path: Path, size: int) -> None:
+    (tmp_path / "a").write_bytes(random.randbytes(size))
+    assert send(vm2, vm3, tmp_path / "a", tmp_path / "b").size == size
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+NAMES = st.text(
+    st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=20
+).filter(lambda name: name not in (".", ".."))
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(NAMES, NAMES)
+def test_any_name(vm2: Target, vm3: Target, tmp_path: Path, first: str, second: str) -> None:
+    for directory in ("from", "to"):
+        (tmp_path / directory).mkdir(exist_ok=True)
+    (tmp_path / "from" / first).write_bytes(first.encode())
+    result = send(vm2, vm3, tmp_path / "from" / first, tmp_path / "to" / second)
+    assert (tmp_path / "to" / second).read_bytes() == first.encode()
+    assert result.dest_path == str(tmp_path / "to" / second)
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", 'a"b', "a\nb\n", "\n", "-rf", "$HOME", "*", "ü"])
+def test_awkward_names(vm2: Target, vm3: Target, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    (tmp_path / "to").mkdir()
+    send(vm2, vm3, tmp_path / name, tmp_path / "to")
+    assert os.listdir(tmp_path / "to") == [name]
+
+
+def test_a_directory_takes_the_file_under_its_own_name(
+    vm2: Target, vm3: Target, source: Path, dest_dir: Path
+) -> None:
+    for path in (dest_dir, f"{dest_dir}/"):
+        assert send(vm2, vm3, source, path).dest_path == str(dest_dir / "source")
+    assert os.listdir(dest_dir) == ["source"]
+
+
+def test_a_relative_path_starts_at_home(vm2: Target, here: Target, source: Path) -> None:
+    home = Path.home()
+    (home / ".remote-tasks-test").write_text("x")
+    try:
+        send(here, vm2, ".remote-tasks-test", source)
+        assert source.read_text() == "x"
+        result = send(vm2, here, source, ".remote-tasks-test")
+        assert result.dest_path == ".remote-tasks-test"
+    finally:
+        (home / ".remote-tasks-test").unlink()
+
+
+def test_an_old_file_is_replaced_and_a_link_is_followed(
+    vm2: Target, vm3: Target, source: Path, dest_dir: Path
+) -> None:
+    (dest_dir / "real").write_text("old")
+    (dest_dir / "link").symlink_to("real")
+    result = send(vm2, vm3, source, dest_dir / "link")
+    assert (dest_dir / "link").is_symlink()
+    assert (dest_dir / "real").read_bytes() == source.read_bytes()
+    assert result.dest_path == str(dest_dir / "real")
+
+
+def test_what_cannot_be_sent_is_refused(vm2: Target, vm3: Target, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (
+        (tmp_path / "none", "no such file"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "pipe", "not a regular file"),
+        ("/dev/null", "not a regular file"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            send(vm2, vm3, path, tmp_path / "x")
+    with pytest.raises(TransferError, match="source path is empty"):
+        send(vm2, vm3, "", tmp_path / "x")
+    with pytest.raises(CommandError, match="NUL"):
+        send(vm2, vm3, "/a\0b", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_where_nothing_can_be_written_is_refused(
+    vm2: Target, vm3: Target, source: Path, dest_dir: Path
+) -> None:
+    os.mkfifo(dest_dir / "pipe")
+    (dest_dir / "dangling").symlink_to("/no/such/place")
+    (dest_dir / "sub" / "source").mkdir(parents=True)
+    for path, message in (
+        (dest_dir / "none" / "x", "its directory does not exist"),
+        (f"{dest_dir}/none/", "its directory does not exist"),
+        (dest_dir / "pipe", "not a regular file"),
+        (dest_dir / "dangling", "leads nowhere"),
+        (dest_dir / "sub", "a directory has the final name"),
+        (source / "x", "its directory does not exist"),
+        ("/proc/x", "may not write"),
+    ):
+        with pytest.raises(DestinationError, match=message):
+            send(vm2, vm3, source, path)
+    with pytest.raises(TransferError, match="destination path is empty"):
+        send(vm2, vm3, source, "")
+    assert not leftovers(dest_dir)
+
+
+def test_the_same_file_is_refused_under_any_name(vm2: Target, source: Path, tmp_path: Path) -> None:
+    before = source.read_bytes()
+    (tmp_path / "link").symlink_to(source)
+    os.link(source, tmp_path / "hard")
+    for path in (source, tmp_path, f"{tmp_path}/./source", tmp_path / "link", tmp_path / "hard"):
+        with pytest.raises(SameFileError, match="is the source itself"):
+            send(vm2, vm2, source, path)
+    assert source.read_bytes() == before
+    assert send(vm2, vm2, source, tmp_path / "copy").size == len(before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is needed to become somebody else")
+def test_without_permission(sshd_factory: Callable[..., Sshd], source: Path) -> None:
+    """As nobody: root may do everything."""
+    script = receive_script("/root/x", basename="source", size=1, mode="600", same_vm_source="")
+    done = subprocess.run(
+        ["sh", "-c", script], user=65534, capture_output=True, text=True, cwd="/", timeout=10
+    )
+    assert done.stderr.strip() in ("remote-tasks: unwritable", "remote-tasks: nodirectory")
+    assert done.returncode == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("a small file system can be mounted by root only")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_disk_without_room_is_noticed_before(
+    vm2: Target, vm3: Target, source: Path, small_disk: Path
+) -> None:
+    with pytest.raises(NoSpaceError, match=r"no room for 3000000 bytes \(2048 KiB are free\)"):
+        send(vm2, vm3, source, small_disk / "file")
+    assert os.listdir(small_disk) == []
+
+
+class Interfering:
+    """A transport whose first data of a file waits until something has been done about it."""
+
+    def __init__(self, inner: Transport, happens: Callable[[], None]) -> None:
+        self.inner = inner
+        self.target = inner.target
+        self.settings = inner.settings
+        self.happens: Callable[[], None] | None = happens
+
+    async def open(self, line: str, *, urgent: bool = False) -> Channel:
+        channel = await self.inner.open(line, urgent=urgent)
+        read = channel.read
+
+        async def interfering(stream: Stream, limit: int = CHUNK) -> bytes:
+            data = await read(stream, limit)
+            if stream == "stdout" and len(data) > 1000 and self.happens is not None:
+                happens, self.happens = self.happens, None
+                await asyncio.get_running_loop().run_in_executor(None, happens)
+            return data
+
+        channel.read = interfering  # type: ignore[method-assign]
+        return channel
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+def send_while(
+    source: Target,
+    dest: Target,
+    source_path: object,
+    dest_path: object,
+    happens: Callable[[], None],
+    timeout: float = 30,
+) -> TransferResult:
+    runtime = get_runtime()
+
+    async def work() -> TransferResult:
+        return await transfer(
+            Interfering(runtime.transport(source, SETTINGS), happens),
+            runtime.transport(dest, SETTINGS),
+            str(source_path),
+            str(dest_path),
+            timeout=timeout,
+        )
+
+    return runtime.call(work())
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """Larger than everything that may be under way."""
+    path = tmp_path / "large"
+    path.write_bytes(random.randbytes(25 * MEGABYTE))
+    return path
+
+
+def test_a_disk_that_fills_up_meanwhile_keeps_the_old_file(
+    vm2: Target, vm3: Target, source: Path, small_disk: Path
+) -> None:
+    """Somebody else's file, or a quota: the look at the free space said that there was room."""
+    source.write_bytes(random.randbytes(1_500_000))
+    (small_disk / "file").write_text("old")
+
+    def fill() -> None:
+        assert eventually(lambda: leftovers(small_disk))
+        with contextlib.suppress(OSError):
+            (small_disk / "other").write_bytes(b"x" * 3_000_000)
+
+    with pytest.raises(NoSpaceError, match="No space left"):
+        send_while(vm2, vm3, source, small_disk / "file", fill)
+    assert sorted(os.listdir(small_disk)) == ["file", "other"]
+    assert (small_disk / "file").read_text() == "old"
+
+
+def write_inside(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(20 * MEGABYTE)
+        file.write(b"changed")
+
+
+def append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 9 * MEGABYTE)
+
+
+def replace(path: Path) -> None:
+    path.with_name("new").write_bytes(b"new")
+    path.with_name("new").rename(path)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("change", [write_inside, append, truncate, replace, remove])
+def test_a_source_that_changes_meanwhile_is_noticed(
+    vm2: Target, vm3: Target, large: Path, dest_dir: Path, change: Callable[[Path], None]
+) -> None:
+    with pytest.raises(SourceChangedError, match="was changed while it was being read"):
+        send_while(vm2, vm3, large, dest_dir / "file", lambda: change(large))
+    assert os.listdir(dest_dir) == []
+
+
+@pytest.mark.parametrize("end", ["source", "dest"])
+def test_a_connection_that_breaks_midway_leaves_nothing(
+    vm2: Target, vm3: Target, sshd2: Sshd, sshd3: Sshd, large: Path, dest_dir: Path, end: str
+) -> None:
+    (dest_dir / "file").write_text("old")
+    cut = (sshd2 if end == "source" else sshd3).kill_sessions
+    with pytest.raises(ConnectionLostError, match="vm2" if end == "source" else "vm3"):
+        send_while(vm2, vm3, large, dest_dir / "file", cut)
+    assert eventually(lambda: os.listdir(dest_dir) == ["file"])
+    assert (dest_dir / "file").read_text() == "old"
+    assert send(vm2, vm3, large, dest_dir / "file").size == 25 * MEGABYTE
+
+
+def test_a_directory_that_vanishes_midway_is_an_error(
+    vm2: Target, vm3: Target, large: Path, dest_dir: Path
+) -> None:
+    with pytest.raises(DestinationError):
+        send_while(vm2, vm3, large, dest_dir / "file", lambda: shutil.rmtree(dest_dir))
+
+
+def test_a_file_that_was_tampered_with_is_not_renamed(
+    vm2: Target, vm3: Target, large: Path, dest_dir: Path
+) -> None:
+    def tamper() -> None:
+        assert eventually(lambda: leftovers(dest_dir))
+        (name,) = leftovers(dest_dir)
+        with (dest_dir / name).open("r+b") as file:
+            file.seek(24 * MEGABYTE)
+            file.write(b"x")  # beyond the end: a hole, which the real data will cover
+        with (dest_dir / name).open("ab") as file:
+            file.write(b"x" * 2 * MEGABYTE)
+
+    with pytest.raises(IntegrityError, match="sent were 25000000 bytes"):
+        send_while(vm2, vm3, large, dest_dir / "file", tamper)
+    assert os.listdir(dest_dir) == []
+
+
+def test_a_time_out_leaves_nothing(
+    pair: tuple[Target, Target], large: Path, dest_dir: Path
+) -> None:
+    with pytest.raises(TransferError, match=r"not done within 0\.5 s"):
+        send_while(*pair, large, dest_dir / "file", lambda: time.sleep(1), timeout=0.5)
+    assert eventually(lambda: os.listdir(dest_dir) == [])
+
+
+def test_cancel_leaves_nothing(pair: tuple[Target, Target], large: Path, dest_dir: Path) -> None:
+    runtime = get_runtime()
+    reached = threading.Event()
+
+    async def work() -> TransferResult:
+        return await transfer(
+            Interfering(
+                runtime.transport(pair[0], SETTINGS), lambda: (reached.set(), time.sleep(0.3))[1]
+            ),
+            runtime.transport(pair[1], SETTINGS),
+            str(large),
+            str(dest_dir / "file"),
+        )
+
+    job = runtime.start(work())
+    assert reached.wait(5)
+    job.cancel()
+    assert job.wait(10)
+    assert os.listdir(dest_dir) == []
+
+
+def test_when_this_host_dies_the_far_side_tidies_up(
+    vm2: Target, vm3: Target, large: Path, dest_dir: Path
+) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            send_while(vm2, vm3, large, dest_dir / "file", lambda: time.sleep(60))
+        finally:
+            os._exit(1)
+    assert eventually(lambda: leftovers(dest_dir))
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    assert eventually(lambda: os.listdir(dest_dir) == [])
+
+
+def test_a_vm_that_is_down(vm2: Target, down: Target, source: Path, dest_dir: Path) -> None:
+    with pytest.raises(ConnectError, match="vm9"):
+        send(vm2, down, source, dest_dir / "x")
+    with pytest.raises(ConnectError, match="vm9"):
+        send(down, vm2, source, dest_dir / "x")
+    assert os.listdir(dest_dir) == []
+
+
+def test_memory_stays_flat(vm2: Target, vm3: Target, tmp_path: Path) -> None:
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.truncate(100 * MEGABYTE)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    send(vm2, vm3, path, tmp_path / "warm")
+    before, peak, stop = resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.01):
+            peak[0] = max(peak[0], resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    send(vm2, vm3, path, tmp_path / "copy")
+    stop.set()
+    watcher.join()
+    assert peak[0] - before < 40 * MEGABYTE
+
+
+def test_a_failure_has_the_same_keys(source: Path) -> None:
+    result = failed_transfer("vm2", "vm3", "/a", "/b", SourceError("no such file"))
+    good = TransferResult("vm2", "vm3", "/a", "/b", 1, "0" * 64, 0.1).to_dict()
+    assert result.keys() == good.keys()
+    assert (result["success"], result["error"]) == (False, "SourceError: no such file")
