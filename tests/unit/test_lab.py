@@ -15,7 +15,7 @@ import pytest
 import report_counts
 import yaml
 
-SCENARIOS = ("distributed", "single_host")
+SCENARIOS = sorted(path.parent.name for path in (pathlib.Path(__file__).parents[2] / "molecule").glob("*/molecule.yml"))
 
 
 def load(path: pathlib.Path) -> dict[str, dict[str, dict[str, dict[str, str]]]]:
