@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import urllib.parse
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -118,7 +119,8 @@ def workers(
         _worker(str(vm["name"]), str(vm["name"]) if on_target else main, [vm["queue"], *shared]) for vm in targets
     ]
     general = list(GENERAL_QUEUES) if on_target else [DEFAULT_QUEUE, *GENERAL_QUEUES]
-    return [*laid_out, _worker(GENERAL_WORKER, main, general)]
+    # First, since the first worker of a host serves the logs of all: on main that is always this one.
+    return [_worker(GENERAL_WORKER, main, general), *laid_out]
 
 
 def _worker(name: str, host: str, queues: list[str]) -> dict[str, Any]:
@@ -304,22 +306,29 @@ def lock_problems(version: str, locks: Sequence[str]) -> list[str]:
     return [f"airflow_version: {version!r} has no lock. Write one of: {', '.join(sorted(locks))}."]
 
 
-def agreement_problems(wanted: str, left_out: Mapping[str, str]) -> list[str]:
+def agreement_problems(wanted: str, left_out: Mapping[str, str], present: str = "none") -> list[str]:
     """Say why a run would leave hosts on different environments.
 
     Args:
         wanted: The environment that this run installs (version and digest of its lock).
         left_out: Airflow hosts that this run leaves out (``--limit``), and the environment that each
-            has now; '' for none.
+            has now; '' for none, ``unreachable`` when it cannot be asked.
+        present: The environment of a host in this run, as it is now; ``none`` for a bare one.
 
     Returns:
         One sentence a problem.
     """
+    unseen = [host for host, has in left_out.items() if has == "unreachable"]
+    if unseen and present not in ("none", wanted):
+        return [
+            f"{', '.join(unseen)} cannot be asked, stays out of this run, and would come back with {present} when the"
+            f" others have {wanted}. Bring it back first, or take it out of the inventory."
+        ]
     return [
         f"{host} has the environment {has} and stays out of this run, which installs {wanted}."
         " Main and workers must agree: run without --limit."
         for host, has in left_out.items()
-        if has not in ("", wanted)
+        if has not in ("", "unreachable", wanted)
     ]
 
 
@@ -383,6 +392,38 @@ def host_problems(
     if free_mb < free_needed_mb:
         problems.append(f"{free_mb} MB are free below /var, and {free_needed_mb} MB are needed. Free some.")
     return problems
+
+
+def unit_names(host: str, groups: Groups, laid_out: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the units of Airflow that a host should have.
+
+    Args:
+        host: Inventory name.
+        groups: The inventory's groups.
+        laid_out: The workers, as made by :func:`workers`.
+
+    Returns:
+        Names of units, without ``.service``.
+    """
+    of_tier = {
+        "scheduler": ["airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"],
+        "webserver": ["airflow-webserver"],
+        "flower": ["airflow-flower"],
+    }
+    units = [unit for tier, names in of_tier.items() if host in groups.get(tier, ()) for unit in names]
+    return [*units, *(str(worker["unit"]) for worker in laid_out if worker["host"] == host)]
+
+
+def url_quoted(text: str) -> str:
+    """Quote a login's part of a URL, so that a password of any characters arrives as it is.
+
+    Args:
+        text: User name or password.
+
+    Returns:
+        The text with every reserved character, ``/`` and ``%`` among them, percent-encoded.
+    """
+    return urllib.parse.quote(str(text), safe="")
 
 
 def unhealthy_parts(health: Mapping[str, Any]) -> list[str]:
@@ -473,6 +514,8 @@ class FilterModule:
             agreement_problems,
             environment_problems,
             host_problems,
+            unit_names,
+            url_quoted,
             unhealthy_parts,
             missing_consumers,
             memory_needed,

@@ -94,6 +94,7 @@ def test_no_file_of_a_worker_vm_has_a_secret_of_main(cluster: Cluster) -> None:
             continue
         for secret in (
             "database_password",
+            "fernet_key",
             "jwt_secret",
             "rabbitmq_admin_password",
             "admin_password",
@@ -161,14 +162,6 @@ def test_logs_are_kept_for_a_bounded_time(cluster: Cluster) -> None:
     for _name, host in airflow_hosts(cluster):
         assert "/var/log/airflow - - - 30d" in host.file("/etc/tmpfiles.d/airflow.conf").content_string
         assert host.service("systemd-tmpfiles-clean.timer").is_running
-        old = "/var/log/airflow/old.log"
-        try:
-            host.run(f"touch --date='40 days ago' {old}")
-            host.run("touch -h --date='40 days ago' " + old)
-            cleaned = host.run("systemd-tmpfiles --clean /etc/tmpfiles.d/airflow.conf")
-            assert cleaned.rc == 0, cleaned.stderr
-        finally:
-            host.run(f"rm -f {old}")
 
 
 @pytest.mark.parametrize("command", ["dags list-import-errors"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from typing import Any
 
 import cluster
@@ -45,24 +46,24 @@ def test_an_address_falls_back_to_the_name() -> None:
 def test_celery_mode_has_a_worker_on_each_target_and_shares_the_default_queue() -> None:
     laid_out = cluster.workers(TARGETS, "celery", "main")
     assert [(worker["name"], worker["host"], worker["queues"]) for worker in laid_out] == [
+        ("general", "main", ["all_vms_queue", "file_transfer_queue"]),
         ("vm2", "vm2", ["vm2_queue", "default"]),
         ("vm3", "vm3", ["vm3_queue", "default"]),
-        ("general", "main", ["all_vms_queue", "file_transfer_queue"]),
     ]
 
 
 def test_ssh_mode_has_all_workers_on_main_and_keeps_targets_apart() -> None:
     laid_out = cluster.workers(TARGETS, "ssh", "main")
     assert [(worker["name"], worker["host"], worker["queues"]) for worker in laid_out] == [
+        ("general", "main", ["default", "all_vms_queue", "file_transfer_queue"]),
         ("vm2", "main", ["vm2_queue"]),
         ("vm3", "main", ["vm3_queue"]),
-        ("general", "main", ["default", "all_vms_queue", "file_transfer_queue"]),
     ]
 
 
 def test_ssh_workers_serve_default_when_asked_to() -> None:
     contract = cluster.queues(cluster.workers(TARGETS, "ssh", "main", ssh_workers_serve_default=True))
-    assert contract["default"] == ["vm2", "vm3", "general"]
+    assert contract["default"] == ["general", "vm2", "vm3"]
 
 
 @pytest.mark.parametrize("mode", cluster.MODES)
@@ -163,6 +164,39 @@ def test_hosts_that_a_run_leaves_out_must_agree() -> None:
     assert cluster.agreement_problems("3.3.2-aaa", left_out) == []
     (problem,) = cluster.agreement_problems("3.3.2-bbb", left_out)
     assert problem.startswith("vm3 has the environment 3.3.2-aaa")
+
+
+def test_a_host_that_is_down_must_not_come_back_with_another_version() -> None:
+    assert cluster.agreement_problems("3.3.2-bbb", {"vm3": "unreachable"}, "3.3.2-bbb") == []
+    assert cluster.agreement_problems("3.3.2-bbb", {"vm3": "unreachable"}, "none") == []
+    (problem,) = cluster.agreement_problems("3.3.2-bbb", {"vm3": "unreachable"}, "3.3.2-aaa")
+    assert "would come back with 3.3.2-aaa" in problem
+
+
+def test_units_follow_the_tiers_and_the_workers() -> None:
+    laid_out = cluster.workers(TARGETS, "celery", "main")
+    assert cluster.unit_names("vm2", GROUPS, laid_out) == ["airflow-worker-vm2"]
+    assert cluster.unit_names("main", GROUPS, laid_out) == [
+        "airflow-scheduler",
+        "airflow-dag-processor",
+        "airflow-triggerer",
+        "airflow-webserver",
+        "airflow-flower",
+        "airflow-worker-general",
+    ]
+
+
+def test_the_first_worker_of_main_is_the_general_one() -> None:
+    """It serves the logs of all workers there, also when main becomes a target itself."""
+    laid_out = cluster.workers([vm("main"), *TARGETS], "celery", "main")
+    assert [worker["name"] for worker in laid_out if worker["host"] == "main"] == ["general", "main"]
+
+
+@pytest.mark.parametrize("password", ["p@ss/w%rd", "a#b?c", "ü:;,"])
+def test_any_password_survives_a_url(password: str) -> None:
+    parts = urllib.parse.urlsplit(f"amqp://user:{cluster.url_quoted(password)}@192.0.2.1:5672/vhost")
+    assert parts.hostname == "192.0.2.1"
+    assert urllib.parse.unquote(str(parts.password)) == password
 
 
 @pytest.mark.parametrize(("python", "count"), [("3.9", 1), ("3.11", 0), ("3.13", 0), ("3.14", 1), ("none", 0)])
