@@ -111,6 +111,11 @@ def test_only_hosts_that_need_a_database_may_log_in_to_it(rendered: pathlib.Path
     ]
 
 
+def test_the_database_listens_on_every_address_with_one_socket(rendered: pathlib.Path) -> None:
+    """Beside localhost, the wildcard's port is taken: PostgreSQL warns, and stays on localhost."""
+    assert "\nlisten_addresses = '*'\n" in (rendered / "main" / "airflow.conf").read_text()
+
+
 def test_a_unit_lets_running_tasks_finish(rendered: pathlib.Path) -> None:
     unit = (rendered / "main" / "airflow.service").read_text()
     for line in (
