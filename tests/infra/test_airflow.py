@@ -147,6 +147,8 @@ def test_units_run_and_let_tasks_finish(cluster: Cluster) -> None:
             )
             assert found["NRestarts"] == "0", f"{name}: {unit} was restarted: see its journal"
             assert "airflow" not in found["Requires"]
+            runs_with = host.file(f"/run/{unit.removesuffix('.service')}/started-with").content_string.strip()
+            assert f"echo {runs_with} >" in host.file(f"/etc/systemd/system/{unit}").content_string
 
 
 def test_a_worker_stops_no_earlier_than_the_longest_task(cluster: Cluster) -> None:

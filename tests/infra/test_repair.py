@@ -16,8 +16,7 @@ def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, s
         # Killed while it installed: an environment without its signature, with a part missing.
         vm.run(f"rm -r {environment}/.complete {environment}/lib/python3*/site-packages/kombu")
         # Killed between a file and the restart: a unit that runs with something else.
-        vm.run(f"sed -i 's/^AIRFLOW_STARTED_WITH=.*//' /etc/systemd/system/{target['unit']}.service")
-        vm.run(f"systemctl stop {target['unit']}")
+        vm.run(f"echo something-else > /run/{target['unit']}/started-with")
         main.run("echo broken > /etc/airflow/secrets/jwt_secret")
         broker.run("rm /etc/rabbitmq/.started-with")
         broker.run("rabbitmqctl --quiet clear_permissions -p airflow_host airflow_user")
@@ -25,6 +24,9 @@ def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, s
     finally:
         repaired = site(check=False)
     assert repaired.returncode == 0, repaired.stdout[-6000:]
+    unit_file = vm.file(f"/etc/systemd/system/{target['unit']}.service").content_string
+    running = vm.file(f"/run/{target['unit']}/started-with").content_string.strip()
+    assert f"echo {running} >" in unit_file
     again = site("--check")
     assert "changed=0" in again.stdout.split("PLAY RECAP")[1]
     assert not [
