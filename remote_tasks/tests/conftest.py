@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -228,15 +229,56 @@ def here() -> Target:
     return Target(name="vm1", transport="local", host="127.0.0.1", queue="vm1_queue")
 
 
+@dataclass(frozen=True)
+class Login:
+    name: str
+    home: Path
+
+
+@pytest.fixture(scope="session")
+def login() -> Iterator[Login]:
+    """A user to run commands as by sudo, for which root needs no rule."""
+    if os.getuid() != 0:
+        pytest.skip("only root may make the user whom these commands run as")
+    if shutil.which("sudo") is None:
+        pytest.skip("sudo is not installed")
+    name = f"remote-tasks-{os.getpid()}"
+    # Not below pytest's directory, which is closed to other users.
+    home = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    # A password that none matches: sshd takes one that is locked for a locked account.
+    options = ["--system", "--no-create-home", "--home-dir", home, "--shell", "/bin/bash"]
+    subprocess.run(["useradd", *options, "--password", "*", name], check=True, timeout=20)
+    shutil.chown(home, name)
+    yield Login(name, home)
+    subprocess.run(["userdel", "--force", name], check=True, timeout=20)
+    shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def login_here(login: Login) -> Target:
+    return Target("vm4", "local", "127.0.0.1", "vm4_queue", user=login.name)
+
+
+@pytest.fixture(scope="session")
+def login_there(login: Login, client_key: Path) -> Iterator[Target]:
+    # sshd reads the authorised keys as the user, and is to leave the home as it is.
+    sshd = Sshd(login.home / "sshd", client_key, {"SetEnv": f"HOME={login.home}"})
+    sshd.start()
+    yield sshd.target("vm5", user=login.name)
+    sshd.stop()
+
+
 @pytest.fixture(scope="session")
 def down(client_key: Path, sshd2: Sshd) -> Target:
     return sshd2.target("vm9", port=free_port())
 
 
-@pytest.fixture(params=["local", "ssh"])
-def vm(request: pytest.FixtureRequest, here: Target, vm2: Target) -> Target:
+@pytest.fixture(params=["here", "login_here", "vm2"], ids=["local", "sudo", "ssh"])
+def vm(request: pytest.FixtureRequest) -> Target:
     """Each test that takes it runs over both transports and must see the same."""
-    return here if request.param == "local" else vm2
+    target = request.getfixturevalue(request.param)
+    assert isinstance(target, Target)
+    return target
 
 
 def run(target: Target, command: Any, **options: Any) -> CommandResult:  # noqa: ANN401

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from airflow.sdk import DAG, task
@@ -22,7 +23,7 @@ def dag() -> Any:  # noqa: ANN401
 
 def run_task(xcom_arg: Any, **context: Any) -> Any:  # noqa: ANN401
     operator = xcom_arg.operator
-    values = {"params": {}, **context}
+    values = {"params": {}, "ti": Mock(), **context}
     operator.render_template_fields(values)
     return operator.execute(values)
 

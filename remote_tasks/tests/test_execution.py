@@ -53,15 +53,15 @@ def test_a_signal_is_named(vm: Target) -> None:
     assert (result.exit_code, result.signal, result.success) == (137, "KILL", False)
 
 
-def test_environment_directory_and_input(vm: Target, tmp_path: Path) -> None:
+def test_environment_directory_and_input(vm: Target) -> None:
     result = run(
         vm,
         'echo "$GREETING"; pwd; cat',
         env={"GREETING": 'it\'s\n"me" $HOME'},
-        cwd=str(tmp_path),
+        cwd="/usr/lib",
         stdin="line 1\nline 2",
     )
-    assert result.stdout == f'it\'s\n"me" $HOME\n{tmp_path}\nline 1\nline 2'
+    assert result.stdout == 'it\'s\n"me" $HOME\n/usr/lib\nline 1\nline 2'
 
 
 def test_a_missing_directory_is_the_commands_failure(vm: Target) -> None:

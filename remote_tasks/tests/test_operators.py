@@ -29,9 +29,19 @@ def dag() -> Any:  # noqa: ANN401
         yield dag
 
 
+class TaskInstance:
+    """Stands for Airflow's, which would ask the API server."""
+
+    def __init__(self) -> None:
+        self.xcoms: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:  # noqa: ANN401
+        self.xcoms[key] = value
+
+
 def execute(operator: Any, **context: Any) -> Any:  # noqa: ANN401
     """Render and run a task as the task runner does."""
-    values = {"params": {}, **context}
+    values = {"params": {}, "ti": TaskInstance(), **context}
     operator.render_template_fields(values)
     return operator.execute(values)
 
@@ -69,7 +79,7 @@ def test_a_mapped_task_has_its_queue_too(vm2: Target, targets_file: TargetsFile)
 
 
 def test_a_command_is_rendered_and_its_result_returned(
-    vm: Target, targets_file: TargetsFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    vm: Target, targets_file: TargetsFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     targets_file(vm)
     operator = RemoteCommandOperator(
@@ -84,10 +94,10 @@ def test_a_command_is_rendered_and_its_result_returned(
         result = execute(
             operator,
             ds="2026-01-02",
-            params={"vm": vm.name, "word": "hi", "place": str(tmp_path)},
+            params={"vm": vm.name, "word": "hi", "place": "/usr/lib"},
         )
     assert result["output"].splitlines() == [
-        str(tmp_path),
+        "/usr/lib",
         "2026-01-02",
         "hi",
         "{{ not a template }}",
@@ -120,6 +130,27 @@ def test_a_failed_command_says_where_with_what_and_why(
     assert message.endswith("49\n50\ndisk is full")
     assert "\n20\n" not in message
     assert not isinstance(caught.value, AirflowFailException)
+
+
+def test_a_failed_task_leaves_its_message(
+    vm2: Target, targets_file: TargetsFile, tmp_path: Path
+) -> None:
+    targets_file(vm2)
+    paths = {"source_path": str(tmp_path / "none"), "dest_path": str(tmp_path / "x")}
+    for operator in (
+        RemoteCommandOperator(task_id="a", vm="vm2", command="echo disk is full >&2; exit 3"),
+        RemoteFileTransferOperator(task_id="b", source_vm="vm2", dest_vm="vm2", **paths),
+        RemoteFileTransferOperator(task_id="c", source_vm="vm7", dest_vm="vm2", **paths),
+    ):
+        ti = TaskInstance()
+        with pytest.raises(AirflowException) as caught:
+            execute(operator, ti=ti)
+        assert ti.xcoms == {"error": str(caught.value)}
+    ti = TaskInstance()
+    with pytest.raises(AirflowSkipException):
+        execute(RemoteCommandOperator(task_id="d", vm="vm2", command="exit 99"), ti=ti)
+    execute(RemoteCommandOperator(task_id="e", vm="vm2", command="true"), ti=ti)
+    assert ti.xcoms == {}
 
 
 def test_an_exit_code_can_mean_skip(vm2: Target, targets_file: TargetsFile) -> None:

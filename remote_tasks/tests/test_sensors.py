@@ -3,9 +3,10 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ def dag() -> Any:  # noqa: ANN401
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    path = tmp_path / "in put's"
-    path.mkdir()
-    return path
+def place() -> Iterator[Path]:
+    # Not below pytest's directory, which is closed to other logins.
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        path = Path(directory, "in put's")
+        path.mkdir(mode=0o755)
+        yield path
 
 
 def old(path: Path, text: str = "x", seconds: float = 60) -> str:

@@ -45,6 +45,7 @@ def test_a_full_file() -> None:
 def test_a_target_says_who_it_is() -> None:
     assert str(Target(**VM2)) == "vm2 (rocky@192.168.83.132 port 22)"
     assert str(Target(**VM1)) == "vm1 (local, 192.168.83.131)"
+    assert str(Target(**VM1, user="rocky")) == "vm1 (local as rocky, 192.168.83.131)"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,12 @@ def test_a_missing_field_is_named(key: str) -> None:
 def test_local_and_none_need_no_login() -> None:
     targets = parse(VM1, {**VM1, "name": "vm9", "queue": "vm9_queue", "transport": "none"})
     assert targets.get("vm9").transport == "none"
+
+
+def test_a_local_target_may_have_a_login() -> None:
+    assert parse({**VM1, "user": "rocky"}).get("vm1").user == "rocky"
+    with pytest.raises(TargetsFileError, match="write the login on the VM"):
+        parse({**VM1, "user": 5})
 
 
 def test_names_and_queues_are_unique() -> None:

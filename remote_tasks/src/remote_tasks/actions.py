@@ -22,6 +22,9 @@ from remote_tasks.transport import OutputSink
 
 T = TypeVar("T")
 
+_CHECK_TIMEOUT = 30.0
+"""Seconds that a question about a VM's state may take: a disk that hangs is an answer too."""
+
 
 def with_retries(
     work: Callable[[], T],
@@ -168,7 +171,7 @@ def check_vms(chosen: Sequence[Target], targets: Targets) -> dict[str, dict[str,
         The answers by name, as of `check_vm`.
     """
     runtime = get_runtime()
-    limit = targets.settings.command_timeout or 30.0
+    limit = min(targets.settings.command_timeout or _CHECK_TIMEOUT, _CHECK_TIMEOUT)
     commands = {**CHECKS, "numbers": NUMBERS_COMMAND}
 
     async def one(target: Target) -> dict[str, Any]:

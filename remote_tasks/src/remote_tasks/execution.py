@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 
 from remote_tasks.commands import Command, killer, launcher, order
 from remote_tasks.errors import (
-    CommandNotStartedError,
     CommandTimeoutError,
     ConnectionLostError,
     TransportError,
@@ -86,6 +85,7 @@ class RemoteProcess:
 
         Raises:
             CommandNotStartedError: The login ended without a shell.
+            AuthenticationError: sudo let nobody in.
             ConnectionLostError: The connection broke.
         """
         marker = self._filters[stream]
@@ -102,16 +102,13 @@ class RemoteProcess:
 
         Raises:
             CommandNotStartedError: The login ended without a shell.
+            AuthenticationError: sudo let nobody in.
             ConnectionLostError: The connection broke.
         """
         status = await self.channel.wait()
         if self._filters["stderr"].words is None:
             said = [self._filters[s].preface for s in ("stderr", "stdout")]
-            raise CommandNotStartedError(
-                f"{self.transport.target}: the login ended with exit code {status.code} before a "
-                f"POSIX shell came up, saying: {' '.join(filter(None, said)) or 'nothing'}. "
-                "Give the user a shell like /bin/bash, without a forced command."
-            )
+            raise self.transport.not_started(status.code, " ".join(filter(None, said)))
         return status
 
     async def kill(self, grace: float | None = None) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
@@ -37,6 +38,9 @@ _HOPELESS = (
     UnknownTargetError,
 )
 """Errors that another try of the task cannot mend."""
+
+ERROR_KEY = "error"
+"""The XCom that holds the message of a task that failed."""
 
 _STDERR_LINES = 20
 
@@ -72,11 +76,37 @@ def as_airflow_error(error: RemoteTasksError) -> AirflowException:
     return kind(f"{type(error).__name__}: {error}")
 
 
+@contextmanager
+def failures_explained(context: Context) -> Iterator[None]:
+    """Raise a task's failures as Airflow's, and leave their message for tasks that report on it.
+
+    Args:
+        context: Airflow's context of the task, whose XCom ``error`` the message becomes.
+
+    Yields:
+        Nothing, while the task does its work.
+
+    Raises:
+        AirflowException: The failure.
+    """
+    try:
+        yield
+    except AirflowSkipException:
+        raise
+    except (AirflowException, RemoteTasksError) as error:
+        failure = as_airflow_error(error) if isinstance(error, RemoteTasksError) else error
+        context["ti"].xcom_push(key=ERROR_KEY, value=str(failure))
+        if failure is error:
+            raise
+        raise failure from error
+
+
 class RemoteCommandOperator(BaseOperator):
     """Run a command on a VM.
 
     The output goes to the task's log as it comes; the result, a dictionary with ``host``,
     ``command``, ``exit_code``, ``output``, ``error``, ``success``, ``timestamp`` and more, to XCom.
+    A failed task's message goes to XCom as ``error``, for a task that reports on several.
     Killing the task (clearing it, marking it, its time-out) kills the command's processes.
 
     Args:
@@ -144,10 +174,16 @@ class RemoteCommandOperator(BaseOperator):
             AirflowException: It failed, or could not be run.
             AirflowSkipException: It ended with a code that means skip.
         """
+        with failures_explained(context):
+            result = self._run()
+            self._judge(result)
+        return result.to_dict()
+
+    def _run(self) -> CommandResult:
+        targets = load_targets()
+        target = targets.get(self.vm)
+        self.log.info("On %s: %s", target, command_text(self.command))
         try:
-            targets = load_targets()
-            target = targets.get(self.vm)
-            self.log.info("On %s: %s", target, command_text(self.command))
             self._running = start_command(
                 target,
                 self.command,
@@ -159,15 +195,11 @@ class RemoteCommandOperator(BaseOperator):
                 stream=True,
                 output_limit=self.output_limit,
             )
-            result = self._running.result(self._log_line)
-        except RemoteTasksError as error:
-            raise as_airflow_error(error) from error
+            return self._running.result(self._log_line)
         except concurrent.futures.CancelledError:
             raise AirflowException(f"The command on {self.vm} was killed with its task.") from None
         finally:
             self._running = None
-        self._judge(result)
-        return result.to_dict()
 
     def _log_line(self, stream: Stream, line: str) -> None:
         self.log.info("%s%s", "[stderr] " if stream == "stderr" else "", line)
@@ -200,7 +232,7 @@ class RemoteFileTransferOperator(BaseOperator):
     """Send a file from one VM to another, streamed through the worker that reaches both.
 
     The result, a dictionary with ``source_vm``, ``dest_vm``, ``source_path``, ``dest_path``,
-    ``size``, ``sha256`` and more, goes to XCom.
+    ``size``, ``sha256`` and more, goes to XCom; a failed task's message goes there as ``error``.
 
     Args:
         source_vm: The VM that has the file.
@@ -253,7 +285,7 @@ class RemoteFileTransferOperator(BaseOperator):
         self.log.info(
             "%s:%s to %s:%s", self.source_vm, self.source_path, self.dest_vm, self.dest_path
         )
-        try:
+        with failures_explained(context):
             result = send_file(
                 self.source_vm,
                 self.dest_vm,
@@ -261,7 +293,5 @@ class RemoteFileTransferOperator(BaseOperator):
                 self.dest_path,
                 timeout=self.timeout,
             )
-        except RemoteTasksError as error:
-            raise as_airflow_error(error) from error
         self.log.info("%s", result["output"])
         return result

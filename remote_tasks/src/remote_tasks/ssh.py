@@ -19,12 +19,14 @@ import asyncssh
 
 from remote_tasks.errors import (
     AuthenticationError,
+    CommandNotStartedError,
     ConnectError,
     ConnectionLostError,
     HostKeyError,
+    TransportError,
 )
 from remote_tasks.targets import Settings, Target
-from remote_tasks.transport import CHUNK, ChannelClosedError, ExitStatus, Stream
+from remote_tasks.transport import CHUNK, ChannelClosedError, ExitStatus, Stream, no_shell
 
 log = logging.getLogger(__name__)
 
@@ -322,6 +324,10 @@ class SshTransport:
             except BaseException:
                 link.release()
                 raise
+
+    def not_started(self, code: int, said: str) -> TransportError:
+        """Say why no shell came up, see `Transport.not_started`."""
+        return CommandNotStartedError(no_shell(self.target, code, said))
 
     async def close(self) -> None:
         """Close all connections, see `Transport.close`."""

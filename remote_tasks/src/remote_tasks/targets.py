@@ -49,7 +49,7 @@ class Target:
         host: Its address.
         queue: The queue whose worker acts for it.
         port: The port of its sshd.
-        user: The login on it.
+        user: The login on it that commands run as; with ``local`` by default the worker's own user.
         key_file: The private key for it, on this host.
         known_hosts_file: The file that pins its host key, on this host.
         description: For people.
@@ -67,6 +67,8 @@ class Target:
 
     def __str__(self) -> str:
         """Name the VM as error messages do."""
+        if self.transport == "local" and self.user:
+            return f"{self.name} (local as {self.user}, {self.host})"
         if self.transport != "ssh":
             return f"{self.name} ({self.transport}, {self.host})"
         return f"{self.name} ({self.user}@{self.host} port {self.port})"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from remote_tasks.errors import TransportError
 from remote_tasks.targets import Settings, Target
 
 Stream = Literal["stdout", "stderr"]
@@ -171,5 +172,33 @@ class Transport(Protocol):
             TransportError: It could not be started.
         """
 
+    def not_started(self, code: int, said: str) -> TransportError:
+        """Say why a shell line that `open` had started never ran.
+
+        Args:
+            code: The exit code that came instead.
+            said: What was written instead.
+
+        Returns:
+            The error to raise.
+        """
+
     async def close(self) -> None:
         """Close what is kept open."""
+
+
+def no_shell(target: Target, code: int, said: str) -> str:
+    """Say that a login has no shell that could run a command.
+
+    Args:
+        target: The VM.
+        code: The exit code that came instead.
+        said: What was written instead.
+
+    Returns:
+        The message, with what to do.
+    """
+    return (
+        f"{target}: the login ended with exit code {code} before a POSIX shell came up, saying: "
+        f"{said or 'nothing'}. Give the user a shell like /bin/bash, without a forced command."
+    )
