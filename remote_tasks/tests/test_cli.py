@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,15 @@ def command(*words: str) -> list[str]:
 def test_list(
     vm2: Target, here: Target, targets_file: TargetsFile, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    targets_file(here, vm2)
+    targets_file(here, vm2, replace(here, name="vm4", queue="vm4_queue", user="rocky"))
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["VM", "TRANSPORT", "ADDRESS", "QUEUE", "DESCRIPTION"]
     assert lines[1].split() == ["vm1", "local", "127.0.0.1", "vm1_queue"]
+    assert lines[3].split() == ["vm4", "local", "rocky@127.0.0.1", "vm4_queue"]
     assert cli.main(["list", "--json"]) == 0
-    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["vm1", "vm2"]
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in entries] == ["vm1", "vm2", "vm4"]
 
 
 def test_run_passes_output_and_exit_code_on(

@@ -1,7 +1,8 @@
 """The command ``remote-tasks``, for a person on the main host.
 
 Exit codes: that of the command for ``run`` on one VM; 0 and 1 for everything else's success and
-failure; 2 for a wrong call or targets file; 255 when a VM could not be reached; 130 after Ctrl-C.
+failure; 2 for a wrong call, path or targets file; 255 when a VM could not be reached; 130 after
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from remote_tasks import __version__, actions
 from remote_tasks.errors import (
     CommandError,
+    DagCheckError,
     QueueError,
     RemoteTasksError,
     ResultTimeoutError,
@@ -80,6 +83,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--queue", action="store_true", help="through file_transfer_queue, not directly"
     )
     copy.add_argument("--timeout", type=float, metavar="S", help="seconds it may take")
+
+    check = commands.add_parser(
+        "check-dags",
+        parents=[json_option],
+        help="look for DAGs that name a queue without a consumer",
+        description="Import DAGs as Airflow does, and name each task whose queue has no consumer: "
+        "it would wait forever. Needs Airflow, but neither its database nor a VM.",
+    )
+    check.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="files and folders; by default Airflow's DAGs folder",
+    )
     return parser
 
 
@@ -110,15 +127,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(options, tail, parser)
         if options.action == "status":
             return _status(options)
+        if options.action == "check-dags":
+            return _check_dags(options, tail or [])
         return _copy(options, parser)
-    except (TargetsFileError, UnknownTargetError, CommandError) as error:
+    except (TargetsFileError, UnknownTargetError, CommandError, DagCheckError) as error:
         return _fail(error, EXIT_USAGE)
     except (TransportError, QueueError, ResultTimeoutError) as error:
         return _fail(error, EXIT_UNREACHABLE)
     except RemoteTasksError as error:
         return _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:
-        print("remote-tasks: interrupted; the command was killed on its VM", file=sys.stderr)
+        killed = "" if options.action == "check-dags" else "; the command was killed on its VM"
+        print(f"remote-tasks: interrupted{killed}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output is gone (| head); what ran was killed.
@@ -151,9 +171,9 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _address(target: Target) -> str:
-    if target.transport != "ssh":
-        return target.host
-    return f"{target.user}@{target.host}:{target.port}"
+    if target.transport == "ssh":
+        return f"{target.user}@{target.host}:{target.port}"
+    return f"{target.user}@{target.host}" if target.user else target.host
 
 
 def _run(
@@ -305,6 +325,39 @@ def _vm_and_path(text: str, parser: argparse.ArgumentParser) -> tuple[str, str]:
     if not (vm and colon and path):
         parser.error(f"{text!r} is not VM:PATH")
     return vm, path
+
+
+def _check_dags(options: argparse.Namespace, tail: list[str]) -> int:
+    from remote_tasks import dags
+
+    targets = load_targets()
+    parsed = dags.read_dags([*options.paths, *tail])
+    queues = dags.consumed_queues(targets, parsed.default_queue)
+    stuck = dags.without_consumer(parsed.tasks, queues)
+    success = not stuck and not parsed.failures
+    if options.json:
+        _print_json(
+            {
+                "success": success,
+                "dags": parsed.dags,
+                "tasks": len(parsed.tasks),
+                "queues": queues,
+                "without_consumer": [asdict(task) for task in stuck],
+                "import_errors": [asdict(failure) for failure in parsed.failures],
+            }
+        )
+        return 0 if success else EXIT_FAILED
+    for failure in parsed.failures:
+        print(f"{failure.file}: cannot be imported: {failure.error}")
+    for task in stuck:
+        print(
+            f"{task.file}: {task.dag}.{task.task}: queue {task.queue!r} has no consumer. "
+            f"Queues are: {', '.join(queues)}"
+        )
+    if success:
+        counts = f"DAGs: {parsed.dags}, tasks: {len(parsed.tasks)}"
+        print(f"{counts}; every queue that they name has a consumer")
+    return 0 if success else EXIT_FAILED
 
 
 def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -23,6 +23,10 @@ class CommandError(RemoteTasksError, ValueError):
     """A command, argument, variable or path that no shell could be given."""
 
 
+class DagCheckError(RemoteTasksError):
+    """DAGs cannot be checked: Airflow does not start, or a path is wrong."""
+
+
 class TransportError(RemoteTasksError):
     """The command could not be carried out; its own failure is a result and never this.
 
@@ -49,7 +53,7 @@ class HostKeyError(TransportError):
 
 
 class AuthenticationError(TransportError):
-    """The VM refused the key, or the key cannot be used."""
+    """The VM refused the key, the key cannot be used, or sudo refused the login."""
 
 
 class CommandNotStartedError(TransportError):
