@@ -6,6 +6,8 @@ role. Hosts come in as their variables (``hostvars``), results go out as plain l
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import ipaddress
 import re
 import urllib.parse
@@ -21,6 +23,8 @@ DEFAULT_QUEUE = "default"
 #: Queues of the general worker in either mode.
 GENERAL_QUEUES = ("all_vms_queue", "file_transfer_queue")
 GENERAL_WORKER = "general"
+#: How the description of a target's Airflow connection begins: by it, ours are told from a site's own.
+CONNECTION_MARK = "Target VM"
 #: A target's name becomes part of a queue, of a systemd unit and of a Celery node name.
 TARGET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
@@ -76,17 +80,18 @@ def target(host: HostVars) -> dict[str, Any]:
     """Describe a target VM.
 
     Args:
-        host: The target's variables. ``target_queue`` and ``target_description`` may be set.
+        host: The target's variables. ``target_user``, ``target_queue`` and ``target_description`` may
+            be set.
 
     Returns:
-        The target's name, host, port, user, queue and description.
+        The target's name, host, port, user (the login that commands run as), queue and description.
     """
     name = str(host["inventory_hostname"])
     return {
         "name": name,
         "host": address(host),
         "port": int(host.get("ansible_port") or 22),
-        "user": str(host.get("ansible_user") or "root"),
+        "user": str(host.get("target_user") or host.get("ansible_user") or ""),
         "queue": str(host.get("target_queue") or f"{name}_queue"),
         "description": str(host.get("target_description") or f"Target VM {name}"),
     }
@@ -111,20 +116,180 @@ def workers(
         ssh_workers_serve_default: Whether ssh mode's target workers take untargeted tasks as well.
 
     Returns:
-        One dictionary a worker: ``name``, ``host`` (where it runs), ``unit`` (systemd) and ``queues``.
+        One dictionary a worker: ``name``, ``host`` (where it runs), ``role`` (the Ansible role that
+        runs it), ``unit`` (systemd), ``queues`` and ``serves_logs`` (one of each host's workers does).
     """
     on_target = mode == "celery"
+    role = "celery_worker" if on_target else "ssh_worker"
     shared = [DEFAULT_QUEUE] if on_target or ssh_workers_serve_default else []
-    laid_out = [
-        _worker(str(vm["name"]), str(vm["name"]) if on_target else main, [vm["queue"], *shared]) for vm in targets
-    ]
     general = list(GENERAL_QUEUES) if on_target else [DEFAULT_QUEUE, *GENERAL_QUEUES]
-    # First, since the first worker of a host serves the logs of all: on main that is always this one.
-    return [_worker(GENERAL_WORKER, main, general), *laid_out]
+    laid_out = [_worker(GENERAL_WORKER, main, "celery_worker", general)]
+    for vm in targets:
+        name = str(vm["name"])
+        laid_out.append(_worker(name, name if on_target else main, role, [vm["queue"], *shared]))
+    served: set[str] = set()
+    for worker in laid_out:
+        worker["serves_logs"] = worker["host"] not in served
+        served.add(worker["host"])
+    return laid_out
 
 
-def _worker(name: str, host: str, queues: list[str]) -> dict[str, Any]:
-    return {"name": name, "host": host, "unit": f"airflow-worker-{name}", "queues": queues}
+def _worker(name: str, host: str, role: str, queues: list[str]) -> dict[str, Any]:
+    return {"name": name, "host": host, "role": role, "unit": f"airflow-worker-{name}", "queues": queues}
+
+
+def targets_seen_from(
+    targets: Sequence[Mapping[str, Any]],
+    host: str,
+    main: str,
+    key_file: str,
+    known_hosts_file: str,
+) -> list[dict[str, Any]]:
+    """Say how a host reaches each target VM: the entries of its targets.json.
+
+    A host is reached from itself without a connection. Main has the key pair, and so reaches all
+    others over SSH in both modes; any other host knows only their queues.
+
+    Args:
+        targets: The target VMs, as made by :func:`target`.
+        host: The inventory name of the host that looks.
+        main: The inventory name of the host that has the key pair.
+        key_file: The private key's path on main.
+        known_hosts_file: The path of the pinned host keys on main.
+
+    Returns:
+        The targets, each with its ``transport`` and what that needs.
+    """
+    over_ssh = {"transport": "ssh", "key_file": key_file, "known_hosts_file": known_hosts_file}
+
+    def way(name: str) -> dict[str, str]:
+        if name == host:
+            return {"transport": "local"}
+        return over_ssh if host == main else {"transport": "none"}
+
+    return [{**vm, **way(str(vm["name"]))} for vm in targets]
+
+
+def host_keys(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Take a host's SSH host keys from its facts.
+
+    Args:
+        facts: Ansible's facts of the host, with the subset ``ssh_pub_keys``.
+
+    Returns:
+        Type of key (``ssh-ed25519``) to the key in base64; nothing when no facts were gathered.
+    """
+    found = {}
+    for algorithm in ("ed25519", "ecdsa", "rsa"):
+        name = f"ssh_host_key_{algorithm}_public"
+        if name in facts:
+            found[str(facts[f"{name}_keytype"])] = str(facts[name])
+    return found
+
+
+def pinned_keys(known_hosts: str, vm: Mapping[str, Any]) -> dict[str, str]:
+    """Take a target's keys from a known_hosts file.
+
+    Args:
+        known_hosts: The file's text.
+        vm: The target VM, as made by :func:`target`.
+
+    Returns:
+        Type of key to the key in base64; nothing when none is pinned.
+    """
+    lines = (line.split() for line in known_hosts.splitlines() if not line.startswith("#"))
+    return {words[1]: words[2] for words in lines if len(words) >= 3 and words[0] == _known_as(vm)}
+
+
+def _known_as(vm: Mapping[str, Any]) -> str:
+    return str(vm["host"]) if int(vm["port"]) == 22 else f"[{vm['host']}]:{vm['port']}"
+
+
+def known_hosts(targets: Sequence[Mapping[str, Any]], seen: Mapping[str, Mapping[str, str]], before: str) -> str:
+    """Write the known_hosts file that pins the targets' host keys.
+
+    Args:
+        targets: The target VMs, as made by :func:`target`.
+        seen: Name of a target to its keys, as made by :func:`host_keys`; a target that this run
+            leaves out keeps what is pinned.
+        before: The present file's text.
+
+    Returns:
+        The new file's text, without lines of hosts that are no targets.
+    """
+    lines = [
+        f"{_known_as(vm)} {kind} {key}\n"
+        for vm in targets
+        for kind, key in sorted((seen.get(str(vm["name"])) or pinned_keys(before, vm)).items())
+    ]
+    return "".join(lines)
+
+
+def host_key_problems(vm: Mapping[str, Any], seen: Mapping[str, str], known_hosts: str) -> list[str]:
+    """Say when a target's host key is another one than the one that is pinned.
+
+    Args:
+        vm: The target VM, as made by :func:`target`.
+        seen: Its keys now, as made by :func:`host_keys`.
+        known_hosts: The text of the file that pins them.
+
+    Returns:
+        One sentence, or nothing.
+    """
+    pinned = pinned_keys(known_hosts, vm)
+    changed = sorted(kind for kind, key in pinned.items() if kind in seen and seen[kind] != key)
+    if not changed:
+        return []
+    shown = ", ".join(
+        f"{kind} {_fingerprint(pinned[kind])} is pinned, {_fingerprint(seen[kind])} is there now" for kind in changed
+    )
+    return [
+        f"{vm['name']} ({vm['host']}): its host key has changed: {shown}. If the VM was rebuilt, accept it by name:"
+        f" ansible-playbook playbooks/accept_host_key.yml -e vm={vm['name']}. If not, somebody else answers there."
+    ]
+
+
+def connections(
+    targets: Sequence[Mapping[str, Any]],
+    seen: Mapping[str, Mapping[str, str]],
+    key_file: str,
+    silence: int,
+) -> list[dict[str, Any]]:
+    """Describe an Airflow connection for each target VM, for the stock SSH and SFTP operators.
+
+    Args:
+        targets: The target VMs, as made by :func:`target`.
+        seen: Name of a target to its keys, as made by :func:`host_keys`; a target that this run
+            leaves out has no description, and its connection stays as it is.
+        key_file: The private key's path on main.
+        silence: Seconds without output after which the SSHOperator gives a command up. (The
+            operator's own default is 10.)
+
+    Returns:
+        Connections in the words of Airflow's API, named as the targets are.
+    """
+    described: list[dict[str, Any]] = []
+    for vm in targets:
+        name, keys = str(vm["name"]), seen.get(str(vm["name"])) or {}
+        if not keys:
+            described.append({"connection_id": name})
+            continue
+        kind = next(iter(keys))
+        extra = {
+            "key_file": key_file,
+            "host_key": f"{kind} {keys[kind]}",
+            "look_for_keys": "false",
+            "cmd_timeout": silence,
+        }
+        login = {"conn_type": "ssh", "host": str(vm["host"]), "port": int(vm["port"]), "login": str(vm["user"])}
+        text = f"{CONNECTION_MARK} {name}, written by Ansible: what is changed here does not stay."
+        described.append({"connection_id": name, "description": text, "extra": extra, **login})
+    return described
+
+
+def _fingerprint(key: str) -> str:
+    digest = hashlib.sha256(base64.b64decode(key)).digest()
+    return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
 def queues(laid_out: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -175,11 +340,12 @@ def group_problems(groups: Groups) -> list[str]:
     return problems
 
 
-def target_problems(targets: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say which targets have a name or a queue that cannot work.
+def target_problems(targets: Sequence[Mapping[str, Any]], services_user: str = "airflow") -> list[str]:
+    """Say which targets have a name, a login or a queue that cannot work.
 
     Args:
         targets: The target VMs, as made by :func:`target`.
+        services_user: The system user of Airflow's services.
 
     Returns:
         One sentence a problem, each with what to write instead.
@@ -193,7 +359,12 @@ def target_problems(targets: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"target_vms, host {name!r}: the name becomes a queue and a systemd unit. Use 1 to 63 of a-z, 0-9,"
                 " '-' and '_', beginning with a letter or digit (for instance vm2), and the address in ansible_host."
             )
-        elif name == GENERAL_WORKER:
+        if not vm["user"] or vm["user"] == services_user:
+            problems.append(
+                f"target_vms, host {name!r}: tasks for it would run as {vm['user']!r}. Write ansible_user in the"
+                f" inventory, or target_user for another login ({services_user!r} belongs to Airflow's services)."
+            )
+        if name == GENERAL_WORKER:
             problems.append(f"target_vms, host {name!r}: that is the general worker's name. Rename the host.")
         if not QUEUE_NAME.fullmatch(queue):
             problems.append(
@@ -471,6 +642,65 @@ def missing_consumers(consumers: Sequence[Mapping[str, Any]], contract: Mapping[
     ]
 
 
+def former_queues(
+    queues_now: Sequence[Mapping[str, Any]], contract: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """Say which queues of tasks no longer belong to the cluster.
+
+    A queue that somebody consumes is somebody's, and stays.
+
+    Args:
+        queues_now: What RabbitMQ's management API answers to ``/api/queues/VHOST``.
+        contract: Queue to the names of its workers, as made by :func:`queues`.
+
+    Returns:
+        ``empty``: names of those that can be removed. ``left``: sentences about those with messages.
+    """
+    internal = re.compile(r"celery|amq\.|.*pidbox|.*\.reply\.")
+    former = [
+        queue
+        for queue in queues_now
+        if queue["name"] not in contract
+        and queue.get("durable")
+        and not queue.get("consumers")
+        and not internal.match(str(queue["name"]))
+    ]
+    return {
+        "empty": [str(queue["name"]) for queue in former if not queue.get("messages")],
+        "left": [
+            f"queue {queue['name']}: {queue['messages']} messages, and no worker in this layout. Give it one"
+            " (a target VM of that queue), or remove it: rabbitmqctl delete_queue --vhost airflow_host NAME."
+            for queue in former
+            if queue.get("messages")
+        ],
+    }
+
+
+def switch_notice(queues_now: Sequence[Mapping[str, Any]], before: str, after: str) -> list[str]:
+    """Say what a switch of the mode finds under way.
+
+    Args:
+        queues_now: RabbitMQ's list of queues with ``name``, ``messages_ready`` and
+            ``messages_unacknowledged``.
+        before: The mode that the cluster is in.
+        after: The mode that it gets.
+
+    Returns:
+        Lines for a person.
+    """
+
+    def counted(figure: str) -> str:
+        found = [(str(queue["name"]), int(queue[figure])) for queue in queues_now if int(queue[figure])]
+        shown = [f"{count} in {name}" for name, count in sorted(found) if not name.startswith(("celery", "amq."))]
+        return ", ".join(shown) or "none"
+
+    return [
+        f"This run switches the cluster from mode {before} to mode {after}.",
+        f"Tasks that run now: {counted('messages_unacknowledged')}. They are waited for.",
+        f"Tasks that are queued now: {counted('messages_ready')}. They run after the switch.",
+    ]
+
+
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
 
@@ -503,6 +733,12 @@ class FilterModule:
             members,
             target,
             workers,
+            targets_seen_from,
+            host_keys,
+            pinned_keys,
+            known_hosts,
+            host_key_problems,
+            connections,
             queues,
             mode_problems,
             group_problems,
@@ -519,5 +755,7 @@ class FilterModule:
             unhealthy_parts,
             missing_consumers,
             memory_needed,
+            former_queues,
+            switch_notice,
         )
         return {f"cluster_{function.__name__}": function for function in exported}

@@ -40,10 +40,6 @@ def test_an_unknown_mode(path: pathlib.Path) -> None:
     assert "'kubernetes' is not a mode. Write 'celery'" in refused(path, inventory(), mode="kubernetes")
 
 
-def test_the_mode_that_is_not_there_yet(path: pathlib.Path) -> None:
-    assert "mode: 'ssh' is not there yet" in refused(path, inventory(), mode="ssh")
-
-
 def test_no_scheduler(path: pathlib.Path) -> None:
     hosts = inventory()
     hosts["all"]["children"]["schedulers"] = hosts["all"]["children"].pop("scheduler")

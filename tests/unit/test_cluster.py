@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import subprocess
 import urllib.parse
 from typing import Any
 
@@ -21,7 +23,15 @@ GROUPS = {
 
 
 def vm(name: str, **variables: Any) -> dict[str, Any]:
-    return cluster.target({"inventory_hostname": name, "ansible_host": f"192.0.2.{len(name)}", **variables})
+    host = {"inventory_hostname": name, "ansible_host": f"192.0.2.{len(name)}", "ansible_user": "rocky"}
+    return cluster.target({**host, **variables})
+
+
+@pytest.mark.parametrize("user", ["", "airflow"])
+def test_a_target_without_a_login_of_its_own_is_refused(user: str) -> None:
+    (problem,) = cluster.target_problems([vm("vm2", ansible_user=user)])
+    assert f"would run as {user!r}" in problem
+    assert "target_user" in problem
 
 
 TARGETS = [vm("vm2"), vm("vm3")]
@@ -59,6 +69,95 @@ def test_ssh_mode_has_all_workers_on_main_and_keeps_targets_apart() -> None:
         ("vm2", "main", ["vm2_queue"]),
         ("vm3", "main", ["vm3_queue"]),
     ]
+
+
+@pytest.mark.parametrize("mode", cluster.MODES)
+def test_one_worker_of_each_host_serves_the_logs(mode: str) -> None:
+    laid_out = cluster.workers(TARGETS, mode, "main")
+    serving = [worker["host"] for worker in laid_out if worker["serves_logs"]]
+    assert sorted(serving) == sorted({worker["host"] for worker in laid_out})
+
+
+def test_the_role_of_a_worker_follows_the_mode() -> None:
+    roles = {mode: [w["role"] for w in cluster.workers(TARGETS, mode, "main")] for mode in cluster.MODES}
+    assert roles == {"celery": ["celery_worker"] * 3, "ssh": ["celery_worker", "ssh_worker", "ssh_worker"]}
+
+
+def seen_from(host: str, targets: list[dict[str, Any]] = TARGETS) -> dict[str, str]:
+    return {
+        vm["name"]: vm["transport"] for vm in cluster.targets_seen_from(targets, host, "main", "/key", "/known_hosts")
+    }
+
+
+def test_main_reaches_every_target_over_ssh_and_a_target_itself_alone() -> None:
+    assert seen_from("main") == {"vm2": "ssh", "vm3": "ssh"}
+    assert seen_from("vm2") == {"vm2": "local", "vm3": "none"}
+    assert seen_from("another") == {"vm2": "none", "vm3": "none"}
+    assert seen_from("main", [vm("main"), vm("vm2")]) == {"main": "local", "vm2": "ssh"}
+
+
+def test_only_main_is_told_of_the_key() -> None:
+    for entry in cluster.targets_seen_from(TARGETS, "vm2", "main", "/key", "/known_hosts"):
+        assert "key_file" not in entry
+
+
+def test_the_login_of_a_target_can_be_chosen() -> None:
+    assert vm("vm2", ansible_user="rocky")["user"] == "rocky"
+    assert vm("vm2", ansible_user="rocky", target_user="runner")["user"] == "runner"
+
+
+KEY_FACTS = {
+    "ssh_host_key_ed25519_public": "AAAA",
+    "ssh_host_key_ed25519_public_keytype": "ssh-ed25519",
+    "ssh_host_key_rsa_public": "BBBB",
+    "ssh_host_key_rsa_public_keytype": "ssh-rsa",
+}
+KEYS = {"ssh-ed25519": "AAAA", "ssh-rsa": "BBBB"}
+#: On a port of its own.
+OTHER = vm("vm3", ansible_port=2222)
+
+
+def test_host_keys_come_from_facts() -> None:
+    assert cluster.host_keys(KEY_FACTS) == KEYS
+    assert cluster.host_keys({}) == {}
+
+
+def test_host_keys_are_pinned_by_address_and_port() -> None:
+    text = cluster.known_hosts([TARGETS[0], OTHER], {"vm2": KEYS, "vm3": KEYS}, "")
+    assert text.splitlines() == [
+        "192.0.2.3 ssh-ed25519 AAAA",
+        "192.0.2.3 ssh-rsa BBBB",
+        "[192.0.2.3]:2222 ssh-ed25519 AAAA",
+        "[192.0.2.3]:2222 ssh-rsa BBBB",
+    ]
+    assert cluster.pinned_keys(text, OTHER) == KEYS
+
+
+def test_a_target_that_a_run_leaves_out_keeps_its_pin_and_one_that_is_gone_does_not() -> None:
+    before = cluster.known_hosts([TARGETS[0], OTHER], {"vm2": KEYS, "vm3": KEYS}, "")
+    assert cluster.known_hosts([TARGETS[0], OTHER], {"vm2": KEYS}, before) == before
+    assert cluster.known_hosts([OTHER], {}, before).splitlines() == before.splitlines()[2:]
+
+
+def test_a_changed_host_key_is_refused_with_both_and_how_to_accept_it() -> None:
+    before = cluster.known_hosts(TARGETS[:1], {"vm2": KEYS}, "")
+    assert cluster.host_key_problems(TARGETS[0], KEYS, before) == []
+    assert cluster.host_key_problems(TARGETS[0], {"ssh-ed25519": "AAAA", "ecdsa-sha2-nistp256": "CCCC"}, before) == []
+    assert cluster.host_key_problems(TARGETS[0], KEYS, "") == []
+    (problem,) = cluster.host_key_problems(TARGETS[0], {**KEYS, "ssh-ed25519": "DDDD"}, before)
+    assert "accept_host_key.yml -e vm=vm2" in problem
+    assert problem.count("SHA256:") == 2
+
+
+def test_a_fingerprint_is_the_one_that_ssh_shows(tmp_path: pathlib.Path) -> None:
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    shown = subprocess.run(["ssh-keygen", "-l", "-f", key], check=True, capture_output=True, text=True).stdout
+    public = key.with_suffix(".pub").read_text().split()[1]
+    (problem,) = cluster.host_key_problems(
+        TARGETS[0], {"ssh-ed25519": public}, cluster.known_hosts(TARGETS[:1], {"vm2": KEYS}, "")
+    )
+    assert shown.split()[1] in problem
 
 
 def test_ssh_workers_serve_default_when_asked_to() -> None:
@@ -263,3 +362,38 @@ def test_consumers_are_counted_by_queue() -> None:
     consumers = [{"queue": {"name": "default"}}, {"queue": {"name": "vm2_queue"}}]
     (problem,) = cluster.missing_consumers(consumers, contract)
     assert problem == "queue default: 1 of 2 consumers (airflow-worker-vm2, airflow-worker-vm3)."
+
+
+def test_a_switch_is_announced_with_what_is_under_way() -> None:
+    queues = [
+        {"name": "vm2_queue", "messages_ready": 5, "messages_unacknowledged": 4},
+        {"name": "default", "messages_ready": 0, "messages_unacknowledged": 1},
+        {"name": "celeryev.1", "messages_ready": 9, "messages_unacknowledged": 0},
+    ]
+    said = cluster.switch_notice(queues, "celery", "ssh")
+    assert said[0] == "This run switches the cluster from mode celery to mode ssh."
+    assert "run now: 1 in default, 4 in vm2_queue." in said[1]
+    assert "queued now: 5 in vm2_queue." in said[2]
+    assert "none" in cluster.switch_notice([], "ssh", "celery")[1]
+
+
+def test_queues_that_no_longer_belong_are_told_from_those_that_do() -> None:
+    def queue(name: str, **figures: Any) -> dict[str, Any]:
+        return {"name": name, "durable": True, "messages": 0, "consumers": 0, **figures}
+
+    former = cluster.former_queues(
+        [
+            queue("vm2_queue"),
+            queue("vm9_queue"),
+            queue("vm8_queue", messages=3),
+            queue("of_another_worker", consumers=1),
+            queue("celery_delayed_7"),
+            queue("celeryev.1"),
+            queue("celery@vm2.celery.pidbox"),
+            queue("a-script", durable=False),
+        ],
+        {"vm2_queue": ["vm2"]},
+    )
+    assert former["empty"] == ["vm9_queue"]
+    (left,) = former["left"]
+    assert left.startswith("queue vm8_queue: 3 messages")

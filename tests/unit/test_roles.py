@@ -93,7 +93,8 @@ def test_nothing_is_installed_outside_a_lock() -> None:
             assert "ansible.builtin.pip" not in task, f"{path}: {task['name']!r}: pip outside a lock"
             arguments = task.get("ansible.builtin.command", {}).get("argv", [])
             if {"install", "sync"} & set(arguments):
-                assert "--require-hashes" in arguments, f"{path}: {task['name']!r} installs without hashes"
+                # --no-index: what was built from this very tree.
+                assert {"--require-hashes", "--no-index"} & set(arguments), f"{path}: {task['name']!r}: no hashes"
 
 
 @pytest.mark.parametrize("lock", sorted(ROOT.glob("roles/airflow/files/**/*.txt")), ids=lambda path: path.name)
