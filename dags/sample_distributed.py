@@ -7,6 +7,8 @@ import datetime
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG
 
+from remote_tasks import load_targets
+
 with DAG(
     dag_id="sample_distributed",
     description="hostname on each target VM by its queue, and tasks that the workers share",
@@ -15,8 +17,8 @@ with DAG(
     catchup=False,
     tags=["sample"],
 ):
-    for vm in ("vm2", "vm3"):
-        BashOperator(task_id=f"check_hostname_{vm}", bash_command="hostname", queue=f"{vm}_queue")
+    for vm in load_targets():
+        BashOperator(task_id=f"check_hostname_{vm.name}", bash_command="hostname", queue=vm.queue)
 
     # Long enough that no worker alone takes them all before the others look.
     BashOperator.partial(task_id="anywhere").expand(bash_command=["hostname; sleep 2"] * 6)

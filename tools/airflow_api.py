@@ -333,7 +333,11 @@ def printed_lines(log: Iterable[Mapping[str, Any]]) -> list[str]:
                 lines.append(event)
             if event == "Output:":
                 in_command = True
-        elif logger.startswith("task.std") or entry.get("chan") in {"stdout", "stderr"}:
+        elif (
+            ".remote_tasks.operators." in logger
+            or logger.startswith("task.std")
+            or entry.get("chan") in {"stdout", "stderr"}
+        ):
             lines.append(event)
     return lines
 
