@@ -10,7 +10,6 @@ import subprocess
 import airflow_api
 import lab
 import lab_inventory
-import lab_summary
 import pytest
 import report_counts
 import yaml
@@ -110,6 +109,48 @@ def test_an_unknown_command_is_refused_by_name(project: pathlib.Path) -> None:
     assert "no command 'destroy'" in result.stderr
 
 
+def call_lab(project: pathlib.Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run shell code among ./lab's functions, which end the shell at the first failure."""
+    return subprocess.run(
+        ["bash", "-c", f"source ./lab help > /dev/null; sudo=()\n{code}"],
+        capture_output=True,
+        text=True,
+        cwd=project,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("code", ["exit 3", "kill -TERM ${BASHPID}", "kill -INT ${BASHPID}"])
+def test_services_may_not_start_while_packages_are_installed_and_may_afterwards(
+    project: pathlib.Path, tmp_path: pathlib.Path, code: str
+) -> None:
+    policy = tmp_path / "policy-rc.d"
+    work = f'work() {{ "${{policy}}" || echo "answer $?"; {code}; }}'
+    result = call_lab(project, f"policy={policy}; {work}; without_services work")
+    assert result.stdout == "answer 101\n"
+    assert result.returncode != 0
+    assert not policy.exists()
+
+
+def test_a_policy_for_services_that_is_there_is_left_alone(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    policy = tmp_path / "policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 0\n")
+    assert call_lab(project, f"policy={policy}; without_services true").returncode == 0
+    assert policy.read_text() == "#!/bin/sh\nexit 0\n"
+
+
+def test_programs_beside_the_path_of_a_user_are_found(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A machine that has nothing but what stands in /usr/sbin lacks exactly the rest."""
+    programs = {"openssh-server": "sshd", "rabbitmq-server": "rabbitmq-server", "sudo": "sudo"}
+    result = call_lab(project, f"PATH={tmp_path}; missing_test_packages")
+    expected = [
+        package
+        for package, program in programs.items()
+        if package == "sudo" or not pathlib.Path("/usr/sbin", program).exists()
+    ]
+    assert result.stdout.split() == expected
+
+
 def test_printed_lines_leaves_out_what_airflow_says() -> None:
     hook = "airflow.task.hooks.airflow.providers.standard.hooks.subprocess.SubprocessHook"
     log = [
@@ -119,41 +160,9 @@ def test_printed_lines_leaves_out_what_airflow_says() -> None:
         {"event": "vm2", "logger": hook},
         {"event": "Command exited with return code 0", "logger": hook},
         {"event": "from print", "logger": "task.stdout"},
+        {"event": "from a VM", "logger": "airflow.task.operators.remote_tasks.operators.RemoteCommandOperator"},
     ]
-    assert airflow_api.printed_lines(log) == ["vm2", "from print"]
-
-
-def test_consumers_are_named_after_worker_and_host() -> None:
-    broker = {
-        "consumers": [
-            {"queue_name": "vm2_queue", "channel_pid": "c1"},
-            {"queue_name": "celery@vm2.celery.pidbox", "channel_pid": "c2"},
-            {"queue_name": "default", "channel_pid": "c3"},
-        ],
-        "channels": [
-            {"pid": "c1", "connection": "k1"},
-            {"pid": "c2", "connection": "k1"},
-            {"pid": "c3", "connection": "k2"},
-        ],
-        "connections": [
-            {"pid": "k1", "name": "10.0.0.2:7 -> 10.0.0.1:5672"},
-            {"pid": "k2", "name": "10.0.0.9:8 -> 10.0.0.1:5672"},
-        ],
-    }
-    consumers = lab_summary.consumers_of(broker, {"10.0.0.2": "vm2"})
-    assert consumers["vm2_queue"] == ["celery@vm2 on vm2"]
-    assert consumers["default"] == ["10.0.0.9"]
-
-
-def test_celerys_own_queues_are_not_shown() -> None:
-    names = [
-        "vm2_queue",
-        "celeryev.1",
-        "celery@vm2.celery.pidbox",
-        "celery_delayed_0",
-        "x.reply.celery.pidbox",
-    ]
-    assert lab_summary.own_queues([{"name": name} for name in names]) == ["vm2_queue"]
+    assert airflow_api.printed_lines(log) == ["vm2", "from print", "from a VM"]
 
 
 def test_counts_are_added_up(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
