@@ -13,7 +13,9 @@ import json
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +57,10 @@ class Cluster:
     @property
     def members(self) -> dict[str, list[str]]:
         return topology.members(self.groups, self.mode)
+
+    @property
+    def inventory_name(self) -> str:
+        return pathlib.Path(self.variables[self.first("scheduler")]["inventory_dir"]).name
 
     def address(self, name: str) -> str:
         return topology.address(self.variables[name])
@@ -100,6 +106,57 @@ class Cluster:
             ssh_extra_args=os.environ.get("ANSIBLE_SSH_COMMON_ARGS"),
             **({"ssh_identity_file": key} if key else {}),
         )
+
+
+#: Behind a command that should end with 255, which testinfra takes for a failure of its own connection.
+IS_255 = "; test $? -eq 255 && exit 254"
+
+
+def changes(run: subprocess.CompletedProcess[str]) -> list[str]:
+    """The lines of a recap that tell of a change."""
+    recap = run.stdout.split("PLAY RECAP")[1].splitlines()
+    return [line for line in recap if "changed=" in line and "changed=0" not in line]
+
+
+def killed(cluster: Cluster, at: str, *arguments: str) -> None:
+    """Start site.yml and end it the hard way, two seconds after it has begun with a task.
+
+    Args:
+        cluster: The cluster.
+        at: A part of the task's name.
+        arguments: Of ansible-playbook.
+    """
+    run = subprocess.Popen(
+        ["ansible-playbook", "site.yml", *arguments],
+        cwd=cluster.project,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert run.stdout is not None
+    lines: list[str] = []
+    try:
+        for line in run.stdout:
+            lines.append(line)
+            if line.startswith("TASK [") and at in line:
+                time.sleep(2)
+                break
+        else:
+            raise AssertionError(f"the run came to no task {at!r}: {''.join(lines[-40:])}")
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.stdout.close()
+        run.wait()
+
+
+def snapshot(host: Host) -> list[str]:
+    """What a host holds: a line for each package and each file, as tools/vm_snapshot prints it."""
+    script = (pathlib.Path(__file__).parents[2] / "tools/vm_snapshot").read_text()
+    answer = host.run(f"sh -c {shlex.quote(script)}")
+    assert answer.rc == 0, answer.stderr
+    return list(answer.stdout.splitlines())
 
 
 @pytest.fixture(scope="session")
@@ -151,7 +208,7 @@ def broker(cluster: Cluster) -> Callable[..., Any]:
     return ask
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def site(cluster: Cluster) -> SiteRun:
     """Run a playbook on the cluster, and return what it said."""
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from conftest import Cluster, SiteRun
+import pytest
+from conftest import Cluster, SiteRun, changes, killed
 from testinfra.host import Host
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_celery_mode(cluster: Cluster) -> None:
+    if cluster.mode != "celery":
+        pytest.skip("minutes for what the same tasks do in celery mode, on more hosts")
 
 
 def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, site: SiteRun) -> None:
@@ -27,13 +34,34 @@ def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, s
     unit_file = vm.file(f"/etc/systemd/system/{target['unit']}.service").content_string
     running = vm.file(f"/run/{target['unit']}/started-with").content_string.strip()
     assert f"echo {running} >" in unit_file
-    again = site("--check")
-    assert "changed=0" in again.stdout.split("PLAY RECAP")[1]
-    assert not [
-        line
-        for line in again.stdout.split("PLAY RECAP")[1].splitlines()
-        if "changed=" in line and "changed=0" not in line
-    ]
+    assert changes(site("--check")) == []
+
+
+def test_runs_that_are_killed_are_finished_by_the_next(cluster: Cluster, site: SiteRun) -> None:
+    """With a changed configuration, so that every daemon is to be restarted on the way."""
+    changed = ["--extra-vars", '{"airflow_config": {"core": {"parallelism": 33}}}']
+    try:
+        for task in ("Write the configuration", "Start the units"):
+            killed(cluster, task, *changed)
+        site(*changed)
+        assert changes(site(*changed, "--check")) == []
+    finally:
+        site()
+
+
+def test_clocks_that_are_apart_are_refused(cluster: Cluster, site: SiteRun) -> None:
+    """Containers share one clock: a `date` that is a minute ahead stands in for a clock that is."""
+    name = cluster.targets[-1]["name"]
+    vm = cluster.host(name)
+    program = "/usr/local/bin/date"
+    try:
+        vm.run(f'printf \'#!/bin/sh\nexec /usr/bin/date -d "+60 seconds" "$@"\n\' > {program}; chmod 0755 {program}')
+        refused = site(check=False)
+    finally:
+        vm.run(f"rm {program}")
+    assert refused.returncode != 0
+    assert f"clocks: {name} is 60 s ahead of" in " ".join(refused.stdout.split())
+    assert changes(refused) == []
 
 
 def test_a_run_that_would_split_versions_is_refused(cluster: Cluster, site: SiteRun) -> None:
