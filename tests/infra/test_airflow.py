@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -50,6 +51,16 @@ def test_all_hosts_run_the_same_environment(cluster: Cluster) -> None:
         for name, host in airflow_hosts(cluster)
     }
     assert len(set(frozen.values())) == 1
+
+
+def test_the_environment_holds_the_remote_tasks_of_this_checkout(cluster: Cluster) -> None:
+    """Its version says nothing: an installer's cache once gave an older build of the same version."""
+    source = cluster.project / "remote_tasks/src/remote_tasks"
+    wanted = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in source.glob("*.py")}
+    for name, host in airflow_hosts(cluster):
+        said = host.check_output("cd /opt/airflow/current/lib/python3*/site-packages/remote_tasks && sha256sum -- *.py")
+        installed = {file: digest for digest, file in (line.split() for line in said.splitlines())}
+        assert installed == wanted, name
 
 
 def test_tasks_cannot_change_code_or_configuration(cluster: Cluster) -> None:
