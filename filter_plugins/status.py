@@ -53,7 +53,7 @@ def collect(plan: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str, An
         "urls": dict(plan["urls"]),
         "hosts": [_host_row(name, plan, answer) for name, answer in hosts.items()],
         "units": [row for name, answer in hosts.items() for row in _unit_rows(name, plan, answer)],
-        "queues": _queue_rows(plan["queues"], broker, airflow["waiting"]),
+        "queues": _queue_rows(plan["queues"], broker, airflow["depths"] or {}, airflow["waiting"]),
         "workers": [_worker_row(worker, airflow["workers"]) for worker in plan["workers"]],
         "daemons": {
             part: (said or {}).get("status") or "absent"
@@ -181,7 +181,7 @@ def _broker(answer: Answer) -> dict[str, Any]:
 
 def _airflow(answer: Answer) -> dict[str, Any]:
     """Read the lines of ``files/status_airflow.py``; what it could not learn is ``None``."""
-    known: dict[str, Any] = {"workers": None, "waiting": None, "targets": None}
+    known: dict[str, Any] = dict.fromkeys(("workers", "depths", "waiting", "targets"))
     for line in str(answer.get("stdout") or "").splitlines():
         if line.startswith("{"):
             known.update(json.loads(line))
@@ -192,21 +192,23 @@ def _airflow(answer: Answer) -> dict[str, Any]:
     return {**known, "targets": known["targets"] or {}, "error": ", ".join([*failed, reason] if reason else failed)}
 
 
-def _queue_rows(contract: Mapping[str, Sequence[str]], broker: Answer, waiting: Waiting) -> list[Row]:
+def _queue_rows(
+    contract: Mapping[str, Sequence[str]], broker: Answer, depths: Mapping[str, int], waiting: Waiting
+) -> list[Row]:
     forgotten = [
         name
         for name, queue in broker["queues"].items()
         if name not in contract and not INTERNAL.fullmatch(name) and queue.get("messages_ready")
     ]
     return [
-        _queue_row(name, contract.get(name, ()), broker, waiting, name in contract)
+        _queue_row(name, contract.get(name, ()), broker, depths, waiting)
         for name in [*sorted(contract), *sorted(forgotten)]
     ]
 
 
-def _queue_row(name: str, workers: Sequence[str], broker: Answer, waiting: Waiting, expected: bool) -> Row:
+def _queue_row(name: str, workers: Sequence[str], broker: Answer, depths: Mapping[str, int], waiting: Waiting) -> Row:
     queue = broker["queues"].get(name, {})
-    ready = queue.get("messages_ready", 0) if broker["answers"] else None
+    ready = depths.get(name, queue.get("messages_ready", 0) if broker["answers"] else None)
     oldest: float | str | None
     if waiting is not None and name in waiting:
         oldest = round(waiting[name])
@@ -215,7 +217,7 @@ def _queue_row(name: str, workers: Sequence[str], broker: Answer, waiting: Waiti
         oldest = UNKNOWN if waiting is None or ready else None
     return {
         "queue": name,
-        "expected": expected,
+        "expected": bool(workers),
         "ready": ready,
         "in_work": queue.get("messages_unacknowledged", 0) if broker["answers"] else None,
         "consumers": broker["consumers"][name] if broker["answers"] else None,

@@ -1,7 +1,8 @@
 """Asks, on main and in Airflow's environment, what only this can know, and prints a line of JSON a part.
 
-``playbooks/status.yml`` gives it to airflow-python by standard input, with the Celery names of the workers
-as arguments. A part that cannot be learnt is ``{"error": ...}``, and the others are printed all the same.
+``playbooks/status.yml`` gives it to airflow-python by standard input, with one argument: JSON with the Celery
+names of the workers (``workers``) and the queues of the contract (``queues``). A part that cannot be learnt is
+``{"error": ...}``, and the others are printed all the same.
 """
 
 from __future__ import annotations
@@ -34,6 +35,17 @@ def workers(names: list[str]) -> dict[str, Any]:
         name: {"slots": said["pool"]["max-concurrency"], "used": len((active or {}).get(name, []))}
         for name, said in stats.items()
     }
+
+
+def depths(names: list[str]) -> dict[str, int]:
+    """Return how many messages wait in each queue that is there; the broker's own figures are seconds old.
+
+    Args:
+        names: The queues.
+    """
+    from remote_tasks.client import queue_states
+
+    return {name: state.waiting for name, state in queue_states(names).items() if state}
 
 
 def waiting() -> dict[str, float]:
@@ -84,6 +96,8 @@ if __name__ == "__main__":
     status = subprocess.Popen(
         ["remote-tasks", "status", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
-    tell("workers", lambda: workers(sys.argv[1:]))
+    asked = json.loads(sys.argv[1])
+    tell("workers", lambda: workers(asked["workers"]))
+    tell("depths", lambda: depths(asked["queues"]))
     tell("waiting", waiting)
     tell("targets", lambda: targets(status))

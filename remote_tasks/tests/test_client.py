@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -15,10 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from kombu import Connection, Queue
 
 import remote_tasks
 from conftest import eventually, free_port
-from remote_tasks import client
+from remote_tasks import cli, client
 from remote_tasks.errors import ConnectError, QueueError, ResultTimeoutError, UnknownTargetError
 from remote_tasks.targets import Target
 from test_runtime import in_child
@@ -70,8 +72,6 @@ class Broker:
         text = (self.directory / "out").read_text
 
         def answers() -> bool:
-            from kombu import Connection
-
             with contextlib.suppress(Exception), Connection(self.url) as connection:
                 connection.ensure_connection(max_retries=1, timeout=1)
                 return True
@@ -195,6 +195,31 @@ def test_errors_come_back_as_what_they_are() -> None:
         client.get_client().call("remote_tasks.check_vm_status", ["vm7"], queue="vm2_queue")
     with pytest.raises(ConnectError, match="vm9"):
         remote_tasks.execute_on_vm("vm9", "true", timeout=30)
+
+
+def test_queues_say_at_once_what_waits(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    with Connection(broker.url) as connection:
+        arguments = {"x-queue-type": "quorum"}
+        Queue("held_queue", channel=connection, queue_arguments=arguments).declare()
+    for _ in range(3):
+        client.get_client().submit(
+            "remote_tasks.execute_on_vm", ["vm2", "true"], queue="held_queue"
+        )
+    # The broker's own figures would show the three some seconds later.
+    assert client.queue_states(["held_queue", "vm7_queue", "vm9_queue"]) == {
+        "held_queue": client.QueueState(waiting=3, consumers=0),
+        "vm7_queue": None,
+        "vm9_queue": client.QueueState(waiting=0, consumers=1),
+    }
+    assert cli.main(["queues", "held_queue", "vm7_queue"]) == 1
+    said = capsys.readouterr()
+    assert [line.split() for line in said.out.splitlines()][1:] == [
+        ["held_queue", "3", "0"],
+        ["vm7_queue", "-", "NONE"],
+    ]
+    assert said.err == "remote-tasks: the broker has no queue vm7_queue\n"
+    assert cli.main(["queues", "--json", "vm9_queue"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"vm9_queue": {"waiting": 0, "consumers": 1}}
 
 
 def test_a_queue_that_does_not_exist_is_an_error_at_once() -> None:

@@ -78,7 +78,8 @@ def answers(mode: str = "celery") -> dict[str, Any]:
         for name in ADDRESSES
     }
     slots = {f"celery@{worker['name']}": {"slots": 4, "used": 0} for worker in of["workers"]}
-    said = [{"workers": slots}, {"waiting": {}}, {"targets": {"vm2": {"error": ""}, "vm3": {"error": ""}}}]
+    reached = {"vm2": {"error": ""}, "vm3": {"error": ""}}
+    said = [{"workers": slots}, {"depths": dict.fromkeys(of["queues"], 0)}, {"waiting": {}}, {"targets": reached}]
     return {
         "hosts": hosts,
         "airflow": {"stdout": "\n".join(["some warning of Airflow's", *map(json.dumps, said)]), "rc": 0},
@@ -165,7 +166,7 @@ def test_a_cluster_whose_main_host_is_down_is_still_shown() -> None:
     assert wrong(state) == [
         "main cannot be reached: ssh: connect to host 192.0.2.3 port 22: No route",
         "rabbitmq: the management API does not answer: its host is not reached",
-        "main could not say all: workers, waiting, targets (its host is not reached)",
+        "main could not say all: workers, depths, waiting, targets (its host is not reached)",
     ]
     shown = status.table(state, wrong(state))
     assert "api server  NO ANSWER" in shown
@@ -243,10 +244,17 @@ def test_a_unit_that_an_earlier_layout_left_and_that_does_not_run_is_not_shown()
 def test_depth_and_age_of_a_queue() -> None:
     figures = {"messages_ready": 3, "messages_unacknowledged": 2}
     queues = {name: figures for name in ("vm2_queue", "vm3_queue")}
-    said = "\n".join(map(json.dumps, ({"workers": {}}, {"waiting": {"vm2_queue": 75.4}}, {"targets": {}})))
-    state = collected(broker=broker(queues, ["vm2_queue"]), airflow={"stdout": said})
+    parts: list[dict[str, Any]] = [
+        {"workers": {}},
+        {"depths": {"vm2_queue": 4}},
+        {"waiting": {"vm2_queue": 75.4}},
+        {"targets": {}},
+    ]
+    state = collected(broker=broker(queues, ["vm2_queue"]), airflow={"stdout": "\n".join(map(json.dumps, parts))})
     known = row(state, "queues", "vm2_queue")
-    assert (known["ready"], known["in_work"], known["consumers"], known["consumers_expected"]) == (3, 2, 1, 1)
+    # Four: the broker's own three were counted some seconds ago.
+    assert (known["ready"], known["in_work"], known["consumers"], known["consumers_expected"]) == (4, 2, 1, 1)
+    assert row(state, "queues", "vm3_queue")["ready"] == 3
     assert known["oldest_waits_seconds"] == 75
     # Airflow has no task there: what waits is someone else's, and nobody knows since when.
     assert row(state, "queues", "vm3_queue")["oldest_waits_seconds"] == "unknown"
@@ -286,16 +294,15 @@ def test_a_daemon_that_is_not_healthy_is_shown() -> None:
 
 
 def test_slots_of_workers() -> None:
-    said = "\n".join(
-        map(json.dumps, ({"workers": {"celery@vm2": {"slots": 4, "used": 3}}}, {"waiting": {}}, {"targets": {}}))
-    )
+    workers = {"celery@vm2": {"slots": 4, "used": 3}}
+    said = "\n".join(map(json.dumps, ({"workers": workers}, {"depths": {}}, {"waiting": {}}, {"targets": {}})))
     state = collected(airflow={"stdout": said})
     assert re.search(r"^vm2 +vm2 +3 of 4 +vm2_queue, default$", status.table(state, []), re.MULTILINE)
     assert re.search(r"^vm3 +vm3 +NO ANSWER", status.table(state, []), re.MULTILINE)
 
 
 def test_what_main_could_not_learn_is_a_problem_and_not_a_zero() -> None:
-    said = "\n".join(map(json.dumps, ({"workers": {"error": "OperationalError"}}, {"waiting": {}})))
+    said = "\n".join(map(json.dumps, ({"workers": {"error": "OperationalError"}}, {"depths": {}}, {"waiting": {}})))
     state = collected(airflow={"stdout": said, "stderr": "Terminated"})
     assert wrong(state) == ["main could not say all: workers (OperationalError), targets (Terminated)"]
     assert row(state, "workers", "vm2")["answers"] is None

@@ -84,6 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     copy.add_argument("--timeout", type=float, metavar="S", help="seconds it may take")
 
+    queues = commands.add_parser(
+        "queues", parents=[json_option], help="how much waits in the queues, and who takes it"
+    )
+    queues.add_argument("queues", nargs="*", metavar="QUEUE", help="by default all of the cluster")
+
     check = commands.add_parser(
         "check-dags",
         parents=[json_option],
@@ -127,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(options, tail, parser)
         if options.action == "status":
             return _status(options)
+        if options.action == "queues":
+            return _queues(options)
         if options.action == "check-dags":
             return _check_dags(options, tail or [])
         return _copy(options, parser)
@@ -296,6 +303,27 @@ def _status_row(name: str, answer: dict[str, Any]) -> tuple[str, ...]:
         show("{memory_available_mib} of {memory_total_mib} MiB"),
         show("{disk_free_gib} of {disk_total_gib} GiB"),
     )
+
+
+def _queues(options: argparse.Namespace) -> int:
+    from remote_tasks import client, dags
+
+    names = options.queues or dags.consumed_queues(load_targets(), dags.default_queue())
+    states = client.queue_states(names)
+    if options.json:
+        _print_json({name: state and asdict(state) for name, state in states.items()})
+    else:
+        _print_table(
+            ("QUEUE", "WAITING", "CONSUMERS"),
+            [
+                (name, str(state.waiting), str(state.consumers)) if state else (name, "-", "NONE")
+                for name, state in states.items()
+            ],
+        )
+    missing = [name for name, state in states.items() if state is None]
+    if missing:
+        print(f"remote-tasks: the broker has no queue {', '.join(missing)}", file=sys.stderr)
+    return EXIT_FAILED if missing else 0
 
 
 def _copy(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

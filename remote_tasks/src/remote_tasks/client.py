@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import socket
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from amqp.exceptions import NotFound
 from celery import Celery
 from kombu import Connection, Consumer, Producer, Queue
 
@@ -59,6 +61,64 @@ def broker_settings() -> dict[str, Any]:
     return found
 
 
+def _connect(app: Celery) -> Connection:
+    connection = app.connection_for_write(
+        connect_timeout=_CONNECT_TIMEOUT,
+        transport_options={**app.conf.broker_transport_options, "confirm_publish": True},
+    )
+    try:
+        return connection.ensure_connection(max_retries=1, interval_start=0.5)
+    except Exception as error:
+        raise QueueError(
+            f"{connection.as_uri()}: the broker cannot be reached: {error}. Is it running?"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QueueState:
+    """A queue, at the moment of asking.
+
+    Attributes:
+        waiting: Messages that no worker has taken.
+        consumers: Workers that take messages from it.
+    """
+
+    waiting: int
+    consumers: int
+
+
+def queue_states(
+    names: Iterable[str], settings: Mapping[str, Any] | None = None
+) -> dict[str, QueueState | None]:
+    """Ask the broker's queues themselves, without taking anything from them.
+
+    What RabbitMQ's management API and ``rabbitmqctl list_queues`` say of a quorum queue is up to
+    five seconds old: after that time only, a message that was just sent is among them.
+
+    Args:
+        names: The queues.
+        settings: As for `QueueClient`.
+
+    Returns:
+        Name to state; ``None`` for a queue that does not exist.
+
+    Raises:
+        QueueError: The broker cannot be reached, or does not let us ask.
+    """
+    app = Celery("remote_tasks", config_source=dict(settings or broker_settings()))
+    states: dict[str, QueueState | None] = {}
+    with _connect(app) as connection:
+        for name in names:
+            try:
+                said = connection.default_channel.queue_declare(name, passive=True)
+                states[name] = QueueState(said.message_count, said.consumer_count)
+            except NotFound:
+                states[name] = None  # the broker closes the channel, and kombu opens another
+            except Exception as error:
+                raise QueueError(f"{connection.as_uri()}: queue {name!r}: {error}") from error
+    return states
+
+
 class QueueClient:
     """A connection to the broker for calls and one for their results.
 
@@ -72,8 +132,8 @@ class QueueClient:
         self._pending: dict[str, concurrent.futures.Future[Any]] = {}
         self._sending = threading.Lock()
         self._closed = threading.Event()
-        self._out = self._connect()
-        self._in = self._connect()
+        self._out = _connect(self._app)
+        self._in = _connect(self._app)
         try:
             # Not mistaken for a lost task: a queue that does not exist is an error at once.
             self._producer = Producer(self._out.channel(), serializer="json", auto_declare=False)
@@ -98,18 +158,6 @@ class QueueClient:
             self.close()
             raise QueueError(f"{self._in.as_uri()}: no reply queue: {error}") from error
         threading.Thread(target=self._listen, name="remote-tasks-replies", daemon=True).start()
-
-    def _connect(self) -> Connection:
-        connection = self._app.connection_for_write(
-            connect_timeout=_CONNECT_TIMEOUT,
-            transport_options={**self._app.conf.broker_transport_options, "confirm_publish": True},
-        )
-        try:
-            return connection.ensure_connection(max_retries=1, interval_start=0.5)
-        except Exception as error:
-            raise QueueError(
-                f"{connection.as_uri()}: the broker cannot be reached: {error}. Is it running?"
-            ) from error
 
     @property
     def usable(self) -> bool:

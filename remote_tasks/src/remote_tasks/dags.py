@@ -80,6 +80,13 @@ class ParsedDags:
     default_queue: str
 
 
+def default_queue() -> str:
+    """Return the queue of tasks that name none, as Airflow is configured."""
+    from airflow.configuration import conf
+
+    return conf.get_mandatory_value("operators", "default_queue")
+
+
 def consumed_queues(targets: Iterable[Target], default_queue: str) -> list[str]:
     """List the queues that a worker consumes, in either mode.
 
@@ -187,7 +194,7 @@ def read_dags(paths: Sequence[str] = ()) -> ParsedDags:
             # A file may be in two of the paths.
             tasks=tuple(dict.fromkeys(task for _, tasks, _ in parsed for task in tasks)),
             failures=tuple({one.file: one for _, _, all_ in parsed for one in all_}.values()),
-            default_queue=conf.get_mandatory_value("operators", "default_queue"),
+            default_queue=default_queue(),
         )
 
 
