@@ -79,20 +79,25 @@ class Cluster:
 
         For secrets: what stands on a command line, sudo writes to the journal.
         """
+        run = subprocess.run(self._ssh(name, command), input=text, capture_output=True, text=True, check=False)
+        assert run.returncode in (0, 1), run.stderr
+        return run.stdout
+
+    def started(self, name: str, command: str, text: str) -> subprocess.Popen[str]:
+        """As `feed`, without waiting for its end; its output is in ``stdout``."""
+        process = subprocess.Popen(self._ssh(name, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdin is not None
+        process.stdin.write(text)
+        process.stdin.close()
+        return process
+
+    def _ssh(self, name: str, command: str) -> list[str]:
         own = self.variables[name]
         extra = shlex.split(os.environ.get("ANSIBLE_SSH_COMMON_ARGS", ""))
         key = os.environ.get("ANSIBLE_PRIVATE_KEY_FILE")
         ssh = ["ssh", *extra, *(["-i", key] if key else []), "-p", str(own.get("ansible_port", 22))]
         login = f"{own['ansible_user']}@{self.address(name)}"
-        run = subprocess.run(
-            [*ssh, login, "sudo", "bash", "-c", shlex.quote(command)],
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode in (0, 1), run.stderr
-        return run.stdout
+        return [*ssh, login, "sudo", "bash", "-c", shlex.quote(command)]
 
     @functools.cache  # noqa: B019 - one object lives as long as the session
     def host(self, name: str) -> Host:
@@ -157,6 +162,11 @@ def snapshot(host: Host) -> list[str]:
     answer = host.run(f"sh -c {shlex.quote(script)}")
     assert answer.rc == 0, answer.stderr
     return list(answer.stdout.splitlines())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of the benchmarks."""
+    parser.addoption("--figures", type=pathlib.Path, metavar="FILE", help="append what a switch takes (test_switch.py)")
 
 
 @pytest.fixture(scope="session")

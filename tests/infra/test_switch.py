@@ -1,4 +1,8 @@
-"""One variable switches a cluster that is in use, and back: every task runs exactly once."""
+"""One variable switches a cluster that is in use, and back: every task runs exactly once.
+
+With ``--figures FILE`` no run is killed on the way, and what a switch takes is appended to the file: a line of
+JSON for each, which ``benchmarks/switch.py`` reads.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import airflow_api
+import cluster as topology
 import pytest
 from conftest import Cluster, SiteRun, changes, killed, snapshot
+from consumers import WatchedQueues, watched
 
 #: Each task leaves a line on its VM before and after its work, so that a second try shows.
 PROBE = """
@@ -84,33 +90,70 @@ def trigger(api: airflow_api.AirflowApi) -> str:
     return run_id
 
 
-def consumers(cluster: Cluster, broker: Any) -> dict[str, int]:
-    found = Counter(entry["queue_name"] for entry in broker("list_consumers", "-p", "airflow_host", "queue_name"))
-    return {target["queue"]: found[target["queue"]] for target in cluster.targets}
+def states(api: airflow_api.AirflowApi, run_id: str) -> dict[str, int]:
+    return dict(Counter(str(task.state) for task in api.task_instances("probe_switch", run_id)))
+
+
+def consumers_of(cluster: Cluster, mode: str) -> dict[str, int]:
+    """How many consumers each queue has in a mode."""
+    laid_out = topology.workers(cluster.targets, mode, cluster.first("scheduler"))
+    return {queue: len(workers) for queue, workers in topology.queues(laid_out).items()}
+
+
+def never_two(cluster: Cluster, watch: WatchedQueues) -> None:
+    """No queue of a VM had two workers; each was watched all the time, and is served at the end."""
+    assert len(watch.samples) > 100
+    for target in cluster.targets:
+        counts = watch.counts(target["queue"])
+        assert set(counts) == {0, 1}
+        assert counts[-1] == 1
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> pathlib.Path | None:
+    return request.config.getoption("figures")  # type: ignore[no-any-return]
+
+
+def note(figures: pathlib.Path | None, to: str, began: float, before: dict[str, int], watch: WatchedQueues) -> None:
+    if figures is None:
+        return
+    entry = {
+        "to": to,
+        "seconds": round(time.monotonic() - began, 1),
+        "tasks_before": before,
+        "without_consumer": {queue: round(watch.longest_gap(queue), 1) for queue in watch.queues},
+    }
+    with figures.open("a") as lines:
+        print(json.dumps(entry), file=lines)
 
 
 def test_to_ssh_mode_under_load_and_killed_on_the_way(
     cluster: Cluster,
     api: airflow_api.AirflowApi,
     site: SiteRun,
-    broker: Any,
     arguments: list[str],
     project: pathlib.Path,
+    figures: pathlib.Path | None,
 ) -> None:
     run_id = trigger(api)
-    # While tasks are waited for, and while what was a worker is taken apart.
-    for task in ("Wait until units of another layout have ended", "Remove what the services wrote and ran"):
-        killed(cluster, task, *arguments, "--extra-vars", "mode=ssh")
-    run = site(*arguments, "--extra-vars", "mode=ssh")
+    before = states(api, run_id)
+    with watched(cluster, consumers_of(cluster, "ssh")) as watch:
+        began = time.monotonic()
+        if figures is None:
+            # While tasks are waited for, and while what was a worker is taken apart.
+            for task in ("Wait until units of another layout have ended", "Remove what the services wrote and ran"):
+                killed(cluster, task, *arguments, "--extra-vars", "mode=ssh")
+        run = site(*arguments, "--extra-vars", "mode=ssh")
+        note(figures, "ssh", began, before, watch)
     assert "switches the cluster from mode celery to mode ssh" in run.stdout
     account(api, cluster, run_id)
-    assert consumers(cluster, broker) == {target["queue"]: 1 for target in cluster.targets}
+    never_two(cluster, watch)
     for target in cluster.targets:
         host = cluster.host(target["name"])
         assert not host.file("/opt/airflow").exists
-        before = project / ".lab" / cluster.inventory_name / "before" / target["name"]
-        if before.exists():
-            changed = set(snapshot(host)) ^ set(before.read_text().splitlines())
+        bare = project / ".lab" / cluster.inventory_name / "before" / target["name"]
+        if bare.exists():
+            changed = set(snapshot(host)) ^ set(bare.read_text().splitlines())
             paths = {line.split(" ", 1)[0] for line in changed}
             # Copies that user management makes of its files, and the one line.
             ours = {path for path in paths if not path.startswith("/etc/") or not path.endswith("-")}
@@ -120,13 +163,22 @@ def test_to_ssh_mode_under_load_and_killed_on_the_way(
 
 
 def test_back_to_celery_mode_under_load(
-    cluster: Cluster, api: airflow_api.AirflowApi, site: SiteRun, broker: Any, arguments: list[str], main: Any
+    cluster: Cluster,
+    api: airflow_api.AirflowApi,
+    site: SiteRun,
+    arguments: list[str],
+    main: Any,
+    figures: pathlib.Path | None,
 ) -> None:
     run_id = trigger(api)
-    run = site(*arguments)
+    before = states(api, run_id)
+    with watched(cluster, consumers_of(cluster, "celery")) as watch:
+        began = time.monotonic()
+        run = site(*arguments)
+        note(figures, "celery", began, before, watch)
     assert "switches the cluster from mode ssh to mode celery" in run.stdout
     account(api, cluster, run_id)
-    assert consumers(cluster, broker) == {target["queue"]: 1 for target in cluster.targets}
+    never_two(cluster, watch)
     units = main.run("systemctl list-unit-files 'airflow-worker-*' --no-legend").stdout
     assert [line.split()[0] for line in units.splitlines()] == ["airflow-worker-general.service"]
 
