@@ -47,8 +47,8 @@ def report(figures: Sequence[Figures], machine: str) -> str:
     lines = [
         "# A switch of the mode under load",
         "",
-        f"Made by `./lab bench switch`. {machine}; seconds, as median (range) of the rounds. Each task succeeded by its",
-        "first try and did its work once: the tests that measure this count what tasks left on the VMs.",
+        f"Made by `./lab bench switch`. {machine}; seconds, as median (range) of the rounds. Each task succeeded by",
+        "its first try and did its work once: the tests that measure this count what tasks left on the VMs.",
         "",
     ]
     for to in ("ssh", "celery"):

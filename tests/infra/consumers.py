@@ -1,4 +1,4 @@
-"""Watches who consumes the queues while something else goes on: many times a second, from main."""
+"""Watches who consumes the queues while something else goes on: many times a second, at the broker."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from collections.abc import Iterable, Iterator
 
 from conftest import Cluster
 
-#: Ends by itself when nobody reads it any more, and after an hour in any case.
+#: Ends by itself when nobody reads it any more, and after an hour in any case. From the management API, since a
+#: queue that is asked itself counts workers that take no more messages as long as they work on some.
 WATCHER = """
-import json, sys, time
-from remote_tasks.client import queue_states
-names = QUEUES
+import base64, collections, json, time, urllib.request
 began = time.monotonic()
+request = urllib.request.Request("http://127.0.0.1:15672/api/consumers/airflow_host")
+request.add_header("Authorization", "Basic " + base64.b64encode(LOGIN.encode()).decode())
 while time.monotonic() - began < 3600:
-    states = queue_states(names)
-    print(json.dumps([time.monotonic() - began, {name: state and state.consumers for name, state in states.items()}]))
-    sys.stdout.flush()
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        consumers = json.load(answer)
+    counts = collections.Counter(consumer["queue"]["name"] for consumer in consumers if consumer["active"])
+    print(json.dumps([time.monotonic() - began, counts]), flush=True)
     time.sleep(0.1)
 """
 
@@ -30,23 +32,22 @@ class WatchedQueues:
 
     Attributes:
         queues: The queues that are watched.
-        samples: Seconds since the watch began, and the consumers of each queue; ``None`` for a queue that is not
-            there.
+        samples: Seconds since the watch began, and the consumers of each queue that has some.
     """
 
     queues: list[str]
-    samples: list[tuple[float, dict[str, int | None]]] = dataclasses.field(default_factory=list)
+    samples: list[tuple[float, dict[str, int]]] = dataclasses.field(default_factory=list)
 
     def counts(self, queue: str) -> list[int]:
         """Return how many consumers a queue had, sample by sample."""
-        return [counts[queue] or 0 for _, counts in self.samples]
+        return [counts.get(queue, 0) for _, counts in self.samples]
 
     def longest_gap(self, queue: str) -> float:
         """Return for how many seconds at a stretch a queue had no consumer, at the longest."""
         longest = 0.0
         since: float | None = None
         for moment, counts in self.samples:
-            if counts[queue]:
+            if counts.get(queue):
                 since = None
                 continue
             since = moment if since is None else since
@@ -66,9 +67,9 @@ def watched(cluster: Cluster, queues: Iterable[str]) -> Iterator[WatchedQueues]:
         What is seen, which grows meanwhile.
     """
     watch = WatchedQueues(list(queues))
-    process = cluster.started(
-        cluster.first("scheduler"), "airflow-python -", WATCHER.replace("QUEUES", repr(watch.queues))
-    )
+    login = f"airflow_admin:{cluster.secret('rabbitmq_admin_password')}"
+    script = WATCHER.replace("LOGIN", repr(login))
+    process = cluster.started(cluster.first("rabbitmq"), "python3 -", script)
     assert process.stdout is not None
     ready = threading.Event()
 
@@ -88,3 +89,4 @@ def watched(cluster: Cluster, queues: Iterable[str]) -> Iterator[WatchedQueues]:
         process.terminate()
         process.wait(timeout=20)
         reader.join(timeout=20)
+        process.stdout.close()

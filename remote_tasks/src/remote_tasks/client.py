@@ -80,7 +80,7 @@ class QueueState:
 
     Attributes:
         waiting: Messages that no worker has taken.
-        consumers: Workers that take messages from it.
+        consumers: Workers that take messages from it, or took some that they still work on.
     """
 
     waiting: int
