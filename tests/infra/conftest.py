@@ -156,6 +156,34 @@ def killed(cluster: Cluster, at: str, *arguments: str) -> None:
         run.wait()
 
 
+CALLS = """
+import json
+from remote_tasks.client import get_client
+client = get_client()
+calls = [client.submit("remote_tasks.execute_on_vm", [VM, COMMAND], queue=VM + "_queue") for _ in range(COUNT)]
+print(json.dumps([call.result(TIMEOUT)["output"] for call in calls] if TIMEOUT else []))
+"""
+
+
+def calls(cluster: Cluster, vm: str, command: str, *, count: int = 1, timeout: int = 30) -> list[str]:
+    """Send commands through a VM's queue, as a script on main does.
+
+    Args:
+        cluster: The cluster.
+        vm: The VM.
+        command: The command.
+        count: How often.
+        timeout: Seconds to wait for each result; 0 to leave them alone.
+
+    Returns:
+        What each of them printed.
+    """
+    values = {"VM": vm, "COMMAND": command, "COUNT": count, "TIMEOUT": timeout}
+    head = "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    said = cluster.feed(cluster.first("scheduler"), "airflow-python -", head + CALLS)
+    return list(json.loads(said.splitlines()[-1]))
+
+
 def snapshot(host: Host) -> list[str]:
     """What a host holds: a line for each package and each file, as tools/vm_snapshot prints it."""
     script = (pathlib.Path(__file__).parents[2] / "tools/vm_snapshot").read_text()
@@ -166,7 +194,14 @@ def snapshot(host: Host) -> list[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option of the benchmarks."""
-    parser.addoption("--figures", type=pathlib.Path, metavar="FILE", help="append what a switch takes (test_switch.py)")
+    parser.addoption(
+        "--figures", type=pathlib.Path, metavar="FILE", help="append what a switch takes (test_under_load.py)"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that leave nothing behind at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,7 @@ def watched(cluster: Cluster, queues: Iterable[str]) -> Iterator[WatchedQueues]:
     try:
         assert ready.wait(60), "the queues cannot be watched"
         yield watch
+        assert process.poll() is None, "the watch has ended early"
     finally:
         process.terminate()
         process.wait(timeout=20)

@@ -8,16 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Cluster, SiteRun, changes
+from conftest import Cluster, SiteRun, calls, changes
 from testinfra.host import Host
-
-Script = Callable[[str], Any]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def in_ssh_mode(cluster: Cluster) -> None:
     if cluster.mode != "ssh":
-        pytest.skip("in celery mode VMs leave and join by test_switch.py, which uses the same plays")
+        pytest.skip("in celery mode VMs leave and join by test_under_load.py")
 
 
 @pytest.fixture
@@ -25,25 +23,8 @@ def vm(cluster: Cluster) -> str:
     return str(cluster.targets[-1]["name"])
 
 
-def script(cluster: Cluster, text: str) -> Any:
-    return json.loads(cluster.feed(cluster.first("scheduler"), "airflow-python -", text).splitlines()[-1])
-
-
-SUBMIT = """
-import json
-from remote_tasks.client import get_client
-client = get_client()
-calls = [client.submit("remote_tasks.execute_on_vm", ["{vm}", {command!r}], queue="{vm}_queue") for _ in range({count})]
-results = [call.result({timeout})["output"] for call in calls] if {timeout} else []
-print(json.dumps(results))
-"""
-
-
-def waiting(broker: Callable[..., Any], vm: str) -> int:
-    (queue,) = [
-        q for q in broker("list_queues", "-p", "airflow_host", "name", "messages") if q["name"] == f"{vm}_queue"
-    ]
-    return int(queue["messages"])
+def waiting(main: Host, vm: str) -> int:
+    return int(json.loads(main.check_output(f"remote-tasks queues --json {vm}_queue"))[f"{vm}_queue"]["waiting"])
 
 
 def lines(host: Host) -> list[str]:
@@ -55,25 +36,25 @@ def recap(run: Any, host: str) -> str:
 
 
 def test_a_drained_vm_finishes_what_it_runs_and_its_tasks_wait(
-    cluster: Cluster, main: Host, site: SiteRun, broker: Callable[..., Any], vm: str
+    cluster: Cluster, main: Host, site: SiteRun, vm: str
 ) -> None:
     other = cluster.targets[0]["name"]
     host = cluster.host(vm)
     host.run("rm -f /tmp/drained")
     try:
         # Two slots: two run, for longer than the playbook needs to begin, and one waits.
-        script(cluster, SUBMIT.format(vm=vm, command="sleep 25; echo done >> /tmp/drained", count=3, timeout=0))
+        calls(cluster, vm, "sleep 25; echo done >> /tmp/drained", count=3, timeout=0)
         time.sleep(2)
         run = site("--extra-vars", f"vm={vm}", playbook="playbooks/drain_vm.yml")
         assert f"{vm} runs no tasks, and 1 wait for it" in " ".join(run.stdout.split())
         assert lines(host) == ["done", "done"]
         assert not main.service(f"airflow-worker-{vm}").is_running
         # The others go on.
-        assert script(cluster, SUBMIT.format(vm=other, command="hostname", count=1, timeout=20)) == [other]
-        assert waiting(broker, vm) == 1
+        assert calls(cluster, other, "hostname", count=1, timeout=20) == [other]
+        assert waiting(main, vm) == 1
     finally:
         site("--extra-vars", f"vm={vm}", playbook="playbooks/resume_vm.yml")
-    assert script(cluster, SUBMIT.format(vm=vm, command="hostname", count=1, timeout=30)) == [vm]  # the second slot
+    assert calls(cluster, vm, "hostname", count=1, timeout=30) == [vm]  # the second slot
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(lines(host)) < 3:
         time.sleep(0.5)
@@ -108,12 +89,12 @@ def test_a_vm_leaves_and_joins_again_and_no_other_worker_is_restarted(
     arguments = ["--extra-vars", f"vm={vm} yes=true"]
     try:
         site("--extra-vars", f"vm={vm}", playbook="playbooks/drain_vm.yml")
-        script(cluster, SUBMIT.format(vm=vm, command="hostname", count=2, timeout=0))
+        calls(cluster, vm, "hostname", count=2, timeout=0)
         refused = site(*arguments, playbook="playbooks/remove_vm.yml", check=False)
         assert refused.returncode != 0
         assert f"2 messages wait in {vm}_queue" in " ".join(refused.stdout.split())
         assert "resume_vm.yml" in refused.stdout
-        assert waiting(broker, vm) == 2
+        assert waiting(main, vm) == 2
 
         site("--extra-vars", f"vm={vm} yes=true messages=discard", playbook="playbooks/remove_vm.yml")
         assert f"{vm}_queue" not in [q["name"] for q in broker("list_queues", "-p", "airflow_host", "name")]
