@@ -2,7 +2,7 @@
 """How long a switch of the mode takes under load, and how long a queue is without a consumer meanwhile.
 
 On a running cluster in mode celery (``./lab bench switch``): each round switches it to ssh and back with 70 tasks
-queued or running, by the tests of ``tests/infra/test_switch.py``, which also account for every task. Writes
+queued or running, by the tests of ``tests/infra/test_under_load.py``, which also account for every task. Writes
 ``docs/benchmarks/switch.md``.
 """
 
@@ -81,7 +81,8 @@ def machine() -> str:
         [line for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("processor")]
     )
     memory = int(pathlib.Path("/proc/meminfo").read_text().split()[1]) // 1024 // 1024
-    return f"Simulated VMs on one machine with {cores} cores and {memory} GiB, Linux {platform.release()}"
+    linux = ".".join(platform.release().split(".")[:2])
+    return f"Simulated VMs on one machine with {cores} cores and {memory} GiB, Linux {linux}"
 
 
 def main() -> None:
@@ -93,7 +94,7 @@ def main() -> None:
         noted = pathlib.Path(directory) / "figures"
         for number in range(1, rounds + 1):
             print(f"round {number} of {rounds}", flush=True)
-            tests = ["tests/infra/test_switch.py", "--figures", str(noted), "-k", "under_load"]
+            tests = ["tests/infra/test_under_load.py", "--figures", str(noted), "-k", "test_switch_"]
             subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=ROOT, check=True)
         figures = [json.loads(line) for line in noted.read_text().splitlines()]
     target = ROOT / "docs/benchmarks/switch.md"
