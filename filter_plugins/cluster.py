@@ -60,6 +60,7 @@ def members(groups: Groups, mode: str) -> dict[str, list[str]]:
     Returns:
         ``cluster``: every host of a tier. ``airflow``: those that Airflow is installed on.
         ``core``: those with access to the metadata database. ``naked``: targets that get no software.
+        ``tls``: those with a certificate.
     """
 
     def of(*tiers: str) -> list[str]:
@@ -71,6 +72,7 @@ def members(groups: Groups, mode: str) -> dict[str, list[str]]:
     return {
         "cluster": of(*TIERS),
         "airflow": unique(airflow),
+        "tls": unique(of("postgresql", "rabbitmq") + airflow),
         "core": of("scheduler", "webserver"),
         "naked": [host for host in targets if host not in airflow],
     }
