@@ -2,7 +2,7 @@
 """A small client of Airflow's REST API (v2, FabAuthManager): run a DAG and see what its tasks did.
 
 Example:
-    airflow_api.py run-dag sample_distributed --url http://192.168.83.129:8080 \
+    airflow_api.py run-dag sample_distributed --url https://192.168.83.129:8080 \
         --user admin --password-file inventory/distributed/secrets/admin_password
 """
 
@@ -75,13 +75,14 @@ class TaskInstance:
 class AirflowApi:
     """A logged-in session with one api-server."""
 
-    def __init__(self, url: str, user: str, password: str, *, timeout: float = 30) -> None:
+    def __init__(self, url: str, user: str, password: str, *, ca: str | None = None, timeout: float = 30) -> None:
         """Remember where and as whom; the first request logs in.
 
         Args:
-            url: The UI's address, such as http://192.168.83.129:8080.
+            url: The UI's address, such as https://192.168.83.129:8080.
             user: A user of Airflow.
             password: The user's password.
+            ca: The file of the CA that signed the server's certificate; by default those that requests brings.
             timeout: Seconds to wait for one answer.
         """
         self.url = url.rstrip("/")
@@ -91,6 +92,7 @@ class AirflowApi:
         self._session = requests.Session()
         # The cluster is near; a proxy meant for the internet would not reach it.
         self._session.trust_env = False
+        self._session.verify = ca or True
 
     def _login(self) -> None:
         response = self._session.post(
@@ -368,7 +370,7 @@ def run_dag_command(options: argparse.Namespace) -> int:
         options: The parsed command line.
     """
     password = pathlib.Path(options.password_file).read_text(encoding="utf-8").strip()
-    api = AirflowApi(options.url, options.user, password)
+    api = AirflowApi(options.url, options.user, password, ca=options.ca)
     run_id = api.run_dag(options.dag_id, seconds=options.seconds, progress=lambda line: print(line, flush=True))
     state = api.run_state(options.dag_id, run_id)
     print(f"{options.dag_id}: run {run_id} {state}")
@@ -386,9 +388,10 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run-dag", help="run a DAG and show what its tasks printed, and where")
     run.add_argument("dag_id")
-    run.add_argument("--url", required=True, help="such as http://192.168.83.129:8080")
+    run.add_argument("--url", required=True, help="such as https://192.168.83.129:8080")
     run.add_argument("--user", default="admin")
     run.add_argument("--password-file", required=True)
+    run.add_argument("--ca", help="the CA that signed the server's certificate; a file")
     run.add_argument("--seconds", type=float, default=300, help="how long the run may take")
     options = parser.parse_args(arguments)
     try:

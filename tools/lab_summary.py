@@ -21,8 +21,9 @@ def main(scenario: str) -> int:
         return hosts[inventory[group]["hosts"][0]]
 
     print("Hosts:   " + ", ".join(f"{name} {address}" for name, address in hosts.items()))
-    print(f"UI:      http://{first('webserver')}:8080  user admin")
-    print(f"Flower:  http://{first('flower')}:5555  user admin")
+    print(f"UI:      https://{first('webserver')}:8080  user admin")
+    print(f"Flower:  https://{first('flower')}:5555  user admin")
+    print(f"Certificates: signed by inventory/{scenario}/certificates/ca.pem, for your browser to trust")
     print(f"Passwords: inventory/{scenario}/secrets/admin_password and flower_password")
     return 0
 

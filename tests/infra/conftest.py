@@ -62,6 +62,11 @@ class Cluster:
     def inventory_name(self) -> str:
         return pathlib.Path(self.variables[self.first("scheduler")]["inventory_dir"]).name
 
+    @property
+    def ca(self) -> str:
+        """The file of the CA that the cluster's certificates are signed by."""
+        return str(pathlib.Path(self.variables[self.first("scheduler")]["inventory_dir"]) / "certificates/ca.pem")
+
     def address(self, name: str) -> str:
         return topology.address(self.variables[name])
 
@@ -231,13 +236,13 @@ def main(cluster: Cluster) -> Host:
 
 @pytest.fixture(scope="session")
 def api_url(cluster: Cluster) -> str:
-    return f"http://{cluster.address(cluster.first('webserver'))}:8080"
+    return f"https://{cluster.address(cluster.first('webserver'))}:8080"
 
 
 @pytest.fixture(scope="session")
 def api(cluster: Cluster, api_url: str) -> airflow_api.AirflowApi:
     """The REST API, logged in as the administrator."""
-    return airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password"))
+    return airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password"), ca=cluster.ca)
 
 
 @pytest.fixture(scope="session")

@@ -69,11 +69,13 @@ def test_results_hold_no_other_table_than_celerys(database: Host) -> None:
 
 def logins(cluster: Cluster) -> dict[str, str]:
     address = cluster.address(cluster.first("postgresql"))
+    tls = "sslmode=verify-full&sslrootcert=/etc/airflow/tls/ca.pem"
+    tls += "&sslcert=/etc/airflow/tls/host.pem&sslkey=/etc/airflow/tls/host.key"
     return {
-        "airflow_db": f"postgresql://airflow_user:{cluster.secret('database_password')}@{address}/airflow_db",
+        "airflow_db": f"postgresql://airflow_user:{cluster.secret('database_password')}@{address}/airflow_db?{tls}",
         "airflow_results_db": (
             f"postgresql://airflow_results_user:{cluster.secret('results_database_password')}"
-            f"@{address}/airflow_results_db"
+            f"@{address}/airflow_results_db?{tls}"
         ),
     }
 

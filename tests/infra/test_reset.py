@@ -62,7 +62,7 @@ def test_the_data_survive_a_reset_and_the_next_run_goes_on_with_them(
         assert not cluster.host(target["name"]).file(f"/home/{target['user']}/.ssh").exists
 
     site()
-    again = airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password"))
+    again = airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password"), ca=cluster.ca)
     assert again.run_state(DAG, run_id) == "success"
     task = again.task_instances(DAG, run_id)[0]
     assert len(again.log(DAG, run_id, task)) > 5

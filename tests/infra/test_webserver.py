@@ -18,17 +18,17 @@ def test_all_parts_are_healthy(api: airflow_api.AirflowApi) -> None:
     }
 
 
-def test_the_execution_api_answers_workers(api_url: str) -> None:
-    assert requests.get(f"{api_url}/execution/health", timeout=10).status_code == 200
+def test_the_execution_api_answers_workers(api_url: str, cluster: Cluster) -> None:
+    assert requests.get(f"{api_url}/execution/health", verify=cluster.ca, timeout=10).status_code == 200
 
 
-def test_nobody_gets_in_without_a_login(api_url: str) -> None:
-    assert requests.get(f"{api_url}/api/v2/dags", timeout=10).status_code == 401
+def test_nobody_gets_in_without_a_login(api_url: str, cluster: Cluster) -> None:
+    assert requests.get(f"{api_url}/api/v2/dags", verify=cluster.ca, timeout=10).status_code == 401
 
 
-def test_a_wrong_password_is_refused(api_url: str) -> None:
+def test_a_wrong_password_is_refused(api_url: str, cluster: Cluster) -> None:
     with pytest.raises(airflow_api.AirflowApiError):
-        airflow_api.AirflowApi(api_url, "admin", "not-the-password").request("GET", "dags")
+        airflow_api.AirflowApi(api_url, "admin", "not-the-password", ca=cluster.ca).request("GET", "dags")
 
 
 def test_the_password_follows_the_variable(cluster: Cluster, api_url: str, site: SiteRun) -> None:
@@ -37,11 +37,14 @@ def test_the_password_follows_the_variable(cluster: Cluster, api_url: str, site:
         pytest.skip("two minutes for what does not depend on the mode")
     other = "another-password-of-admin"
     host = cluster.first("webserver")
+    former = airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password"), ca=cluster.ca)
     try:
         site("--limit", host, "--extra-vars", f'{{"webserver_admin_password": "{other}"}}')
-        airflow_api.AirflowApi(api_url, "admin", other).request("GET", "dags")
+        airflow_api.AirflowApi(api_url, "admin", other, ca=cluster.ca).request("GET", "dags")
         with pytest.raises(airflow_api.AirflowApiError):
-            airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password")).request("GET", "dags")
+            airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password"), ca=cluster.ca).request(
+                "GET", "dags"
+            )
     finally:
         site("--limit", host)
-    airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password")).request("GET", "dags")
+    former.request("GET", "dags")

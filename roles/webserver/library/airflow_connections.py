@@ -19,7 +19,8 @@ description:
     no longer asked for. What it made is known by its description.
   - Airflow's own command starts a Python for each connection, and fails when one is there already.
 options:
-  url: {type: str, required: true, description: "Address of the API server, such as http://127.0.0.1:8080."}
+  url: {type: str, required: true, description: "Address of the API server, such as https://192.168.83.129:8080."}
+  ca_path: {type: path, description: The CA that signed its certificate; by default those of the system.}
   username: {type: str, required: true, description: Name to log in with.}
   password: {type: str, required: true, description: Password to log in with.}
   mark: {type: str, required: true, description: How the descriptions of all connections of this set begin.}
@@ -33,7 +34,8 @@ options:
 """
 EXAMPLES = """
 - airflow_connections:
-    url: http://127.0.0.1:8080
+    url: https://192.168.83.129:8080
+    ca_path: /etc/airflow/tls/ca.pem
     username: admin
     password: "{{ password }}"
     mark: "Target VM"
@@ -55,12 +57,14 @@ class Api:
         url: Address of the API server.
         username: Name to log in with.
         password: Password to log in with.
+        ca_path: The CA that signed its certificate.
 
     Raises:
         urllib.error.URLError: It does not answer, or refuses the login.
     """
 
-    def __init__(self, url: str, username: str, password: str) -> None:  # noqa: D107 - the class says it
+    def __init__(self, url: str, username: str, password: str, ca_path: str | None = None) -> None:  # noqa: D107 - the class says it
+        self._ca_path = ca_path
         self._url = url.rstrip("/")
         self._headers = {"Content-Type": "application/json"}
         login = self._request("POST", "/auth/token", {"username": username, "password": password})
@@ -69,7 +73,13 @@ class Api:
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body)
         answer = open_url(
-            self._url + path, method=method, data=data, headers=self._headers, timeout=30, use_proxy=False
+            self._url + path,
+            method=method,
+            data=data,
+            headers=self._headers,
+            timeout=30,
+            use_proxy=False,
+            ca_path=self._ca_path,
         )
         found: dict[str, Any] = json.load(answer)
         return found
@@ -154,6 +164,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "url": {"type": "str", "required": True},
+            "ca_path": {"type": "path"},
             "username": {"type": "str", "required": True},
             "password": {"type": "str", "required": True, "no_log": True},
             "mark": {"type": "str", "required": True},
@@ -162,7 +173,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        api = Api(module.params["url"], module.params["username"], module.params["password"])
+        api = Api(*(module.params[name] for name in ("url", "username", "password", "ca_path")))
         write, remove = differences(api.connections(), module.params["connections"], module.params["mark"])
         if (write or remove) and not module.check_mode and (refused := api.change(write, remove)):
             module.fail_json(msg=f"The API server refused a connection: {'; '.join(refused)}")
