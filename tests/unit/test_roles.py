@@ -95,6 +95,9 @@ def test_nothing_is_installed_outside_a_lock() -> None:
             if {"install", "sync"} & set(arguments):
                 # --no-index: what was built from this very tree.
                 assert {"--require-hashes", "--no-index"} & set(arguments), f"{path}: {task['name']!r}: no hashes"
+                # What builds a source is in no lock.
+                wheels = {"--no-build", "--only-binary=:all:", "--no-index"}
+                assert wheels & set(arguments), f"{path}: {task['name']!r}: builds sources"
 
 
 @pytest.mark.parametrize("lock", sorted(ROOT.glob("roles/airflow/files/**/*.txt")), ids=lambda path: path.name)

@@ -70,6 +70,16 @@ def test_what_runs_beside_the_lock_is_hashed(project: pathlib.Path) -> None:
                 assert "==" in line and "--hash=sha256:" in line, f"{name}: {line[:60]}"
 
 
+def test_the_lock_of_the_tools_has_wheels_from_the_index_alone_each_with_its_hash(project: pathlib.Path) -> None:
+    first, *packages = tomllib.loads((project / "uv.lock").read_text())["package"]
+    assert first["source"] == {"virtual": "."}  # this project, which is not installed
+    assert packages
+    for package in packages:
+        assert list(package["source"]) == ["registry"], package["name"]
+        assert package["wheels"], package["name"]
+        assert all(wheel["hash"].startswith("sha256:") for wheel in package["wheels"]), package["name"]
+
+
 def test_passwords_below_an_inventory_are_not_read_as_hosts(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (tmp_path / "hosts.yml").write_text("all: {hosts: {main: {}}}")
     (tmp_path / "secrets").mkdir()

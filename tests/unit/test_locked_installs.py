@@ -1,0 +1,149 @@
+"""What a lock does not vouch for is not installed: the role's own commands, on a lock of one package in a directory."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parents[2]
+NAME = "locked-example"
+#: What ./lab installs beside the interpreter that runs the tests.
+UV = pathlib.Path(sys.prefix).parent / "uv" / "bin" / "uv"
+
+
+def wheel(directory: pathlib.Path) -> pathlib.Path:
+    """A wheel of one module."""
+    info = "locked_example-1.0.dist-info"
+    files = {
+        "locked_example.py": "here = True\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    digests = {
+        name: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        for name, text in files.items()
+    }
+    record = "".join(f"{name},sha256={digests[name]},{len(text)}\n" for name, text in files.items())
+    path = directory / "locked_example-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
+            archive.writestr(name, text)
+    return path
+
+
+def source(directory: pathlib.Path) -> pathlib.Path:
+    """The source of the same, which builds without anything else."""
+    built = wheel(directory)
+    backend = f"""
+import pathlib, shutil
+def build_wheel(directory, *_):
+    shutil.copy(pathlib.Path(__file__).with_name({built.name!r}), directory)
+    return {built.name!r}
+"""
+    files = {
+        "pyproject.toml": b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": backend.encode(),
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0\n".encode(),
+        built.name: built.read_bytes(),
+    }
+    built.unlink()
+    path = directory / "locked_example-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"locked_example-1.0/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def tasks(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for entry in entries:
+        found[entry["name"]] = entry
+        found |= tasks(entry.get("block", []))
+    return found
+
+
+def command(name: str, installer: pathlib.Path, environment: pathlib.Path) -> list[str]:
+    """A command of the role, as it is on a host with these places."""
+    places = {
+        "{{ __airflow_installer }}": str(installer),
+        "{{ __airflow_environment }}": str(environment),
+        "{{ __airflow_python }}": sys.executable,
+    }
+    arguments: list[str] = tasks(yaml.safe_load((ROOT / "roles/airflow/tasks/install.yml").read_text()))[name][
+        "ansible.builtin.command"
+    ]["argv"]
+    for place, path in places.items():
+        arguments = [argument.replace(place, path) for argument in arguments]
+    assert "{{" not in " ".join(arguments)
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Packages from the directory `index` alone; no settings of whoever runs the tests."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return own | {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": "index",
+        "PIP_CACHE_DIR": cache,
+        "UV_NO_CONFIG": "1",
+        "UV_OFFLINE": "1",
+        "UV_FIND_LINKS": "index",
+        "UV_CACHE_DIR": cache,
+    }
+
+
+@pytest.fixture(scope="module")
+def installer(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) -> pathlib.Path:
+    """The installer's own environment, with the pip that Python brings, and with uv."""
+    assert UV.exists(), "run `./lab test unit` once: it installs uv"
+    directory = tmp_path_factory.mktemp("installer")
+    prepare = command("Prepare the installer's own environment", directory, directory / "environment")
+    subprocess.run(prepare, check=True, capture_output=True, env=settings)
+    (directory / "venv/bin/uv").symlink_to(UV)
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["good", "wrong", "none", "source"])
+@pytest.mark.parametrize("tool", ["uv", "pip"])
+def test_only_what_the_lock_vouches_for_is_installed(
+    tmp_path: pathlib.Path, settings: dict[str, str], installer: pathlib.Path, tool: str, kind: str
+) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+    package = source(index) if kind == "source" else wheel(index)
+    digest = "0" * 64 if kind == "wrong" else hashlib.sha256(package.read_bytes()).hexdigest()
+    lock = f"{NAME}==1.0" + ("" if kind == "none" else f" --hash=sha256:{digest}")
+    environment = tmp_path / "environment"
+    if tool == "uv":
+        make = command("Make an empty environment", installer, environment)
+        subprocess.run(make, check=True, capture_output=True, env=settings)
+        (installer / "airflow.txt").write_text(lock)
+        install = command("Install Airflow from its lock (about a minute)", installer, environment)
+    else:
+        environment = installer / "venv"
+        (installer / "installer.txt").write_text(lock)
+        install = command("Install the installer from its lock", installer, environment)
+    done = subprocess.run(install, check=False, capture_output=True, text=True, env=settings, cwd=tmp_path)
+    said = done.stdout + done.stderr
+    left = [*environment.glob("lib/python3*/site-packages/locked_example*")]
+    for path in left:  # where pip installs, the next test does too
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert (done.returncode == 0, bool(left)) == (kind == "good", kind == "good"), said
+    assert {"good": "", "wrong": "hash", "none": "hash", "source": NAME}[kind] in said.lower()
