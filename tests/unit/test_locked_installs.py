@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import os
@@ -11,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,31 +18,10 @@ import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAME = "locked-example"
-#: What ./lab installs beside the interpreter that runs the tests.
-UV = pathlib.Path(sys.prefix).parent / "uv" / "bin" / "uv"
+MakeWheel = Callable[[pathlib.Path], pathlib.Path]
 
 
-def wheel(directory: pathlib.Path) -> pathlib.Path:
-    """A wheel of one module."""
-    info = "locked_example-1.0.dist-info"
-    files = {
-        "locked_example.py": "here = True\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    digests = {
-        name: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-        for name, text in files.items()
-    }
-    record = "".join(f"{name},sha256={digests[name]},{len(text)}\n" for name, text in files.items())
-    path = directory / "locked_example-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, text in {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
-            archive.writestr(name, text)
-    return path
-
-
-def source(directory: pathlib.Path) -> pathlib.Path:
+def source(directory: pathlib.Path, wheel: MakeWheel) -> pathlib.Path:
     """The source of the same, which builds without anything else."""
     built = wheel(directory)
     backend = f"""
@@ -110,24 +88,23 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def installer(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) -> pathlib.Path:
+def installer(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str], uv: pathlib.Path) -> pathlib.Path:
     """The installer's own environment, with the pip that Python brings, and with uv."""
-    assert UV.exists(), "run `./lab test unit` once: it installs uv"
     directory = tmp_path_factory.mktemp("installer")
     prepare = command("Prepare the installer's own environment", directory, directory / "environment")
     subprocess.run(prepare, check=True, capture_output=True, env=settings)
-    (directory / "venv/bin/uv").symlink_to(UV)
+    (directory / "venv/bin/uv").symlink_to(uv)
     return directory
 
 
 @pytest.mark.parametrize("kind", ["good", "wrong", "none", "source"])
 @pytest.mark.parametrize("tool", ["uv", "pip"])
 def test_only_what_the_lock_vouches_for_is_installed(
-    tmp_path: pathlib.Path, settings: dict[str, str], installer: pathlib.Path, tool: str, kind: str
+    tmp_path: pathlib.Path, settings: dict[str, str], installer: pathlib.Path, wheel: MakeWheel, tool: str, kind: str
 ) -> None:
     index = tmp_path / "index"
     index.mkdir()
-    package = source(index) if kind == "source" else wheel(index)
+    package = source(index, wheel) if kind == "source" else wheel(index)
     digest = "0" * 64 if kind == "wrong" else hashlib.sha256(package.read_bytes()).hexdigest()
     lock = f"{NAME}==1.0" + ("" if kind == "none" else f" --hash=sha256:{digest}")
     environment = tmp_path / "environment"
