@@ -55,7 +55,9 @@ def test_every_direct_dependency_is_pinned_to_the_version_of_the_lock(
 ) -> None:
     locked = lock(project)
     pyproject = tomllib.loads((project / "pyproject.toml").read_text())
-    direct = pyproject["project"]["dependencies"] + pyproject["dependency-groups"]["dev"]
+    direct = pyproject["project"]["dependencies"] + [
+        each for group in pyproject["dependency-groups"].values() for each in group
+    ]
     for requirement in direct:
         match = re.fullmatch(r"([a-z0-9-]+)(?:\[\w+\])?==([0-9.]+)", requirement)
         assert match, f"{requirement} is not pinned"
