@@ -23,6 +23,10 @@ DEFAULT_QUEUE = "default"
 #: Queues of the general worker in either mode.
 GENERAL_QUEUES = ("all_vms_queue", "file_transfer_queue")
 GENERAL_WORKER = "general"
+#: Where workers send the results that remote_tasks.client waits for (remote_tasks/src/remote_tasks/replies.py).
+REPLY_EXCHANGE = "remote_tasks.reply"
+#: RabbitMQ's tag of the users that were made for this cluster: it gives no rights.
+BROKER_TAG = "airflow"
 #: How the description of a target's Airflow connection begins: by it, ours are told from a site's own.
 CONNECTION_MARK = "Target VM"
 #: A target's name becomes part of a queue, of a systemd unit and of a Celery node name.
@@ -308,6 +312,68 @@ def queues(laid_out: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         for queue in worker["queues"]:
             contract[queue].append(worker["name"])
     return dict(sorted(contract.items()))
+
+
+def worker_permissions(worker: Mapping[str, Any]) -> dict[str, str]:
+    """Say what a worker's own login at the broker may do: take its tasks, and tell how it is.
+
+    It declares and deletes nothing but the queue of commands to itself, writes to no queue of tasks, and cannot
+    command other workers or hear of their tasks. The exchanges are those of roles/airflow/files/cluster_celery.py.
+
+    Args:
+        worker: As made by :func:`workers`.
+
+    Returns:
+        RabbitMQ's permissions: ``configure``, ``write`` and ``read``.
+    """
+    commands = f"celery@{worker['name']}.celery.pidbox"
+    return {
+        "configure": _names(commands),
+        "write": _names(commands, "amq.direct", "amq.topic", REPLY_EXCHANGE),
+        "read": _names(commands, "amq.fanout", *worker["queues"]),
+    }
+
+
+def _names(*names: str) -> str:
+    return f"^({'|'.join(re.escape(name) for name in names)})$"
+
+
+def vm_broker_users(
+    laid_out: Sequence[Mapping[str, Any]], core: Sequence[str], passwords: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Describe the broker's users for workers on hosts that are nothing but target VMs.
+
+    Args:
+        laid_out: The workers, as made by :func:`workers`.
+        core: Hosts whose processes have the cluster's own login.
+        passwords: Name of a VM to its password.
+
+    Returns:
+        Users for the role ``rabbitmq``, each named as its VM.
+    """
+    return [
+        {
+            "name": worker["name"],
+            "password": passwords[worker["name"]],
+            "tags": [BROKER_TAG],
+            "permissions": worker_permissions(worker),
+        }
+        for worker in laid_out
+        if worker["host"] not in core
+    ]
+
+
+def former_broker_users(users_now: Sequence[Mapping[str, Any]], wanted: Sequence[str]) -> list[str]:
+    """Say which of the broker's users were made for this cluster and no longer belong to it.
+
+    Args:
+        users_now: What RabbitMQ's management API answers to ``/api/users``.
+        wanted: Names of those that belong.
+
+    Returns:
+        Names.
+    """
+    return sorted(str(user["name"]) for user in users_now if BROKER_TAG in user["tags"] and user["name"] not in wanted)
 
 
 def mode_problems(mode: Any) -> list[str]:
@@ -658,7 +724,8 @@ def former_queues(
     Returns:
         ``empty``: names of those that can be removed. ``left``: sentences about those with messages.
     """
-    internal = re.compile(r"celery|amq\.|.*pidbox|.*\.reply\.")
+    # The queues for delayed tasks are empty and nobody's: workers of earlier versions made them.
+    internal = re.compile(r"celery(?!_delayed_)|amq\.|.*pidbox|.*\.reply\.")
     former = [
         queue
         for queue in queues_now
@@ -742,6 +809,8 @@ class FilterModule:
             host_key_problems,
             connections,
             queues,
+            vm_broker_users,
+            former_broker_users,
             mode_problems,
             group_problems,
             target_problems,

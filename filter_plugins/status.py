@@ -19,7 +19,7 @@ RESTARTED_LATELY = 60
 CLOCK_NOISE = 2
 #: Queues for no tasks: Celery's commands, events, delays and results (named by a UUID), remote_tasks' replies.
 INTERNAL = re.compile(
-    r".*pidbox|celeryev.*|celery_delayed_.*|amq\..*|remote_tasks\.reply\..*|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    r".*pidbox|celeryev.*|celery_delayed_.*|(.*\.)?amq\..*|remote_tasks\.reply\..*|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 )
 #: What RabbitMQ says of a node, and what that means.
 ALARMS = {"mem_alarm": "memory is short", "disk_free_alarm": "disk is short"}

@@ -11,16 +11,19 @@ from conftest import Cluster
 from testinfra.host import Host
 
 CORE_SECRETS = {"sql_alchemy_conn", "fernet_key", "jwt_secret"}
+WEBSERVER_SECRETS = {"session_secret_key"}
 WORKER_SECRETS = {"broker_url", "result_backend", "api_secret_key"}
 #: Names in the catalogue whose values must not appear where they do not belong.
 CATALOGUE = (
     "database_password",
-    "results_database_password",
+    "results_worker_password",
     "broker_password",
+    "flower_broker_password",
     "rabbitmq_admin_password",
     "fernet_key",
     "jwt_secret",
     "api_secret_key",
+    "session_secret_key",
     "admin_password",
     "flower_password",
 )
@@ -93,6 +96,7 @@ def test_a_worker_vm_holds_what_a_worker_needs_and_no_more(cluster: Cluster) -> 
         secrets = set(host.file("/etc/airflow/secrets").listdir())
         if name in cluster.members["core"]:
             assert secrets >= CORE_SECRETS | WORKER_SECRETS
+            assert (name in cluster.groups["webserver"]) == (secrets >= WEBSERVER_SECRETS)
         else:
             assert secrets == WORKER_SECRETS
             assert "sql_alchemy_conn" not in host.file("/etc/airflow/airflow.cfg").content_string
@@ -105,10 +109,14 @@ def test_no_file_of_a_worker_vm_has_a_secret_of_main(cluster: Cluster) -> None:
             continue
         for secret in (
             "database_password",
+            "broker_password",
+            "flower_broker_password",
             "fernet_key",
             "jwt_secret",
+            "session_secret_key",
             "rabbitmq_admin_password",
             "admin_password",
+            *(f"broker_password_{target['name']}" for target in cluster.targets if target["name"] != name),
         ):
             search = "grep -rlFs --exclude-dir=env-* -f - /etc /var/lib/airflow /var/log /opt/airflow /run/systemd"
             found = cluster.feed(name, search, cluster.secret(secret))

@@ -74,7 +74,7 @@ def logins(cluster: Cluster) -> dict[str, str]:
     return {
         "airflow_db": f"postgresql://airflow_user:{cluster.secret('database_password')}@{address}/airflow_db?{tls}",
         "airflow_results_db": (
-            f"postgresql://airflow_results_user:{cluster.secret('results_database_password')}"
+            f"postgresql://airflow_results_worker:{cluster.secret('results_worker_password')}"
             f"@{address}/airflow_results_db?{tls}"
         ),
     }
@@ -88,5 +88,5 @@ def test_main_may_log_in_to_both(cluster: Cluster) -> None:
 def test_a_worker_vm_may_log_in_to_the_results_alone(cluster: Cluster) -> None:
     for name in set(cluster.members["airflow"]) - set(cluster.members["core"]):
         urls = logins(cluster)
-        assert attempt(cluster, name, urls["airflow_results_db"]) == "airflow_results_user"
+        assert attempt(cluster, name, urls["airflow_results_db"]) == "airflow_results_worker"
         assert "no pg_hba.conf entry" in attempt(cluster, name, urls["airflow_db"])

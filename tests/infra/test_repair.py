@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import cluster as topology
 import pytest
 from conftest import Cluster, SiteRun, changes, killed
 from testinfra.host import Host
@@ -19,6 +22,8 @@ def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, s
     environment = vm.run("readlink -f /opt/airflow/current").stdout.strip()
     database = cluster.host(cluster.first("postgresql"))
     broker = cluster.host(cluster.first("rabbitmq"))
+    psql = "runuser -u postgres -- psql -XAtq airflow_results_db"
+    on_vms = [worker for worker in cluster.workers if worker["host"] not in cluster.members["core"]]
     try:
         # Killed while it installed: an environment without its signature, with a part missing.
         vm.run(f"rm -r {environment}/.complete {environment}/lib/python3*/site-packages/kombu")
@@ -27,7 +32,13 @@ def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, s
         main.run("echo broken > /etc/airflow/secrets/jwt_secret")
         broker.run("rm /etc/rabbitmq/.started-with")
         broker.run("rabbitmqctl --quiet clear_permissions -p airflow_host airflow_user")
-        database.run("runuser -u postgres -- psql -qc \"ALTER ROLE airflow_results_user PASSWORD 'other-than-it-was'\"")
+        for sql in (
+            "ALTER ROLE airflow_results_worker PASSWORD 'other-than-it-was'",
+            "GRANT DELETE ON celery_taskmeta TO airflow_results_worker",
+        ):
+            assert database.run(f'{psql} -c "{sql}"').rc == 0
+        for worker in on_vms:
+            broker.run(f"rabbitmqctl --quiet set_permissions -p airflow_host {worker['name']} '.*' '.*' '.*'")
     finally:
         repaired = site(check=False)
     assert repaired.returncode == 0, repaired.stdout[-6000:]
@@ -35,6 +46,11 @@ def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, s
     running = vm.file(f"/run/{target['unit']}/started-with").content_string.strip()
     assert f"echo {running} >" in unit_file
     assert changes(site("--check")) == []
+    for worker in on_vms:
+        listed = broker.check_output(f"rabbitmqctl -q --formatter json list_user_permissions {worker['name']}")
+        assert json.loads(listed) == [{"vhost": "airflow_host", **topology.worker_permissions(worker)}]
+    rights = "SELECT has_table_privilege('airflow_results_worker', 'celery_taskmeta', 'DELETE')"
+    assert database.check_output(f'{psql} -c "{rights}"') == "f"
 
 
 def test_runs_that_are_killed_are_finished_by_the_next(cluster: Cluster, site: SiteRun) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import subprocess
 import urllib.parse
 from typing import Any
@@ -388,12 +389,58 @@ def test_queues_that_no_longer_belong_are_told_from_those_that_do() -> None:
             queue("vm8_queue", messages=3),
             queue("of_another_worker", consumers=1),
             queue("celery_delayed_7"),
+            queue("celery"),
             queue("celeryev.1"),
             queue("celery@vm2.celery.pidbox"),
             queue("a-script", durable=False),
         ],
         {"vm2_queue": ["vm2"]},
     )
-    assert former["empty"] == ["vm9_queue"]
+    assert former["empty"] == ["vm9_queue", "celery_delayed_7"]
     (left,) = former["left"]
     assert left.startswith("queue vm8_queue: 3 messages")
+
+
+def allowed(permission: str, name: str) -> bool:
+    return re.search(permission, name) is not None  # as RabbitMQ matches
+
+
+def test_a_workers_login_takes_its_tasks_and_no_others() -> None:
+    vm2 = {"name": "vm2", "queues": ["vm2_queue", "default"]}
+    may = cluster.worker_permissions(vm2)
+    own, others = "celery@vm2.celery.pidbox", ["celery@vm3.celery.pidbox", "celery@vm2Xcelery.pidbox"]
+    queues = ["vm2_queue", "default", "vm3_queue", "xvm2_queue", "vm2_queue_2", "all_vms_queue"]
+    exchanges = ["amq.default", "amq.fanout", "amq.direct", "amq.topic", "remote_tasks.reply", "remote_tasksXreply"]
+    names = ["", own, *others, *queues, *exchanges]
+
+    def which(permission: str) -> list[str]:
+        return [name for name in names if allowed(may[permission], name)]
+
+    assert which("configure") == [own]
+    # To say how it is, and to answer; neither to queues of tasks, nor (amq.default) to any by its name, nor commands.
+    assert which("write") == [own, "amq.direct", "amq.topic", "remote_tasks.reply"]
+    # Commands, and no events: those tell of the others' tasks, tokens among them.
+    assert which("read") == [own, "vm2_queue", "default", "amq.fanout"]
+
+
+def test_a_queues_name_is_no_expression() -> None:
+    may = cluster.worker_permissions({"name": "vm2", "queues": ["vm.2"]})
+    assert allowed(may["read"], "vm.2")
+    assert not allowed(may["read"], "vmx2")
+
+
+def test_vms_have_users_and_hosts_of_main_do_not() -> None:
+    laid_out = cluster.workers([vm("vm2"), vm("main")], "celery", "main")
+    users = cluster.vm_broker_users(laid_out, ["main"], {"vm2": "a", "main": "b"})
+    assert [(user["name"], user["password"], user["tags"]) for user in users] == [("vm2", "a", ["airflow"])]
+    assert cluster.vm_broker_users(cluster.workers([vm("vm2")], "ssh", "main"), ["main"], {}) == []
+
+
+def test_former_users_are_ours_alone() -> None:
+    now = [
+        {"name": "airflow_admin", "tags": ["administrator"]},
+        {"name": "vm2", "tags": ["airflow"]},
+        {"name": "vm9", "tags": ["airflow"]},
+        {"name": "somebody", "tags": []},
+    ]
+    assert cluster.former_broker_users(now, ["vm2", "airflow_user"]) == ["vm9"]

@@ -79,6 +79,21 @@ def test_a_target_has_no_way_to_the_metadata_database(rendered: pathlib.Path) ->
     assert not target.has_section("api_auth")
 
 
+def test_main_declares_queues_and_a_vm_is_given_its_own(rendered: pathlib.Path) -> None:
+    assert config(rendered, "main")["cluster"]["given_queues"] == ""
+    given = config(rendered, INVENTORIES[rendered.name])["cluster"]["given_queues"]
+    assert given == {"distributed": "vm2_queue,default", "single_host": ""}[rendered.name]
+
+
+def test_the_sessions_key_is_the_api_servers_alone(rendered: pathlib.Path) -> None:
+    with_key = {
+        path.name
+        for path in rendered.iterdir()
+        if path.name != "secrets" and "session_secret_key" in (path / "webserver_config.py").read_text()
+    }
+    assert with_key == {"main"}
+
+
 def test_no_secret_stands_in_a_rendered_file(rendered: pathlib.Path) -> None:
     secrets = [path.read_text().strip() for path in (rendered / "secrets").iterdir()]
     assert len(secrets) >= 7
@@ -102,7 +117,7 @@ def test_only_hosts_that_need_a_database_may_log_in_to_it(rendered: pathlib.Path
             (
                 "host",
                 "airflow_results_db",
-                "airflow_results_user",
+                "airflow_results_worker",
                 f"192.168.83.{last}/32",
                 "scram-sha-256",
             )

@@ -1,4 +1,4 @@
-"""A broker's users, permissions and virtual hosts as data: what is wanted, and what is still missing.
+"""A broker's users, permissions, queues and exchanges as data: what is wanted, and what is still missing.
 
 RabbitMQ's own modules put passwords on a command line, or (over the management API, in
 community.rabbitmq 1.6.0) report a successful change of password as a failure. The broker's
@@ -16,6 +16,14 @@ from typing import Any
 
 _ALGORITHM = "rabbit_password_hashing_sha256"
 _SALT_BYTES = 4
+#: What tells one entry of a kind from another; a permission is another one when its expressions differ.
+_IDENTITIES = {
+    "vhosts": ("name",),
+    "permissions": ("user", "vhost", "configure", "write", "read"),
+    "queues": ("vhost", "name"),
+    "exchanges": ("vhost", "name"),
+    "bindings": ("vhost", "source", "destination_type", "destination", "routing_key"),
+}
 
 
 def password_hash(password: str, salt: bytes | None = None) -> str:
@@ -48,26 +56,53 @@ def password_matches(password: str, stored: str) -> bool:
     return hmac.compare_digest(password_hash(password, salt), stored)
 
 
-def wanted(vhost: str, admin: Mapping[str, str], users: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Describe the users, permissions and virtual host that the broker should have.
+def wanted(
+    vhost: str,
+    admin: Mapping[str, str],
+    users: Sequence[Mapping[str, Any]],
+    queues: Sequence[str] = (),
+    exchanges: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Describe what the broker should have.
 
     Args:
         vhost: Name of the virtual host.
         admin: ``name`` and ``password`` of the management API's administrator.
-        users: ``name`` and ``password`` of each user of the virtual host.
+        users: ``name``, ``password``, ``tags`` and ``permissions`` (``configure``, ``write`` and ``read``, each
+            a regular expression) of each user of the virtual host.
+        queues: Names of durable quorum queues. Each is bound to an exchange of its own with its name, as
+            Celery does.
+        exchanges: Names of further durable direct exchanges.
 
     Returns:
         Definitions with plain passwords, for :func:`missing`.
     """
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    lasting = {"vhost": vhost, "durable": True, "auto_delete": False}
     return {
         "vhosts": [{"name": vhost}],
         "users": [
             {**admin, "tags": ["administrator"]},
-            *({"name": user["name"], "password": user["password"], "tags": []} for user in users),
+            *({"name": user["name"], "password": user["password"], "tags": list(user["tags"])} for user in users),
         ],
         "permissions": [
-            {"user": user["name"], "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"}
-            for user in (admin, *users)
+            {"user": user["name"], "vhost": vhost, **user.get("permissions", everything)} for user in (admin, *users)
+        ],
+        "queues": [{"name": name, **lasting, "arguments": {"x-queue-type": "quorum"}} for name in queues],
+        "exchanges": [
+            {"name": name, **lasting, "type": "direct", "internal": False, "arguments": {}}
+            for name in (*queues, *exchanges)
+        ],
+        "bindings": [
+            {
+                "source": name,
+                "vhost": vhost,
+                "destination": name,
+                "destination_type": "queue",
+                "routing_key": name,
+                "arguments": {},
+            }
+            for name in queues
         ],
     }
 
@@ -93,8 +128,13 @@ def missing(wanted_definitions: Mapping[str, Any], current: Mapping[str, Any]) -
             and password_matches(user["password"], known["password_hash"])
         )
 
+    def absent(kind: str) -> list[Mapping[str, Any]]:
+        # By what names them: the broker exports more about each than it was told.
+        has = {_identity(kind, entry) for entry in current.get(kind, ())}
+        return [entry for entry in wanted_definitions[kind] if _identity(kind, entry) not in has]
+
     delta = {
-        "vhosts": [v for v in wanted_definitions["vhosts"] if v["name"] not in _names(current.get("vhosts", ()))],
+        "vhosts": absent("vhosts"),
         "users": [
             {
                 "name": user["name"],
@@ -105,13 +145,16 @@ def missing(wanted_definitions: Mapping[str, Any], current: Mapping[str, Any]) -
             for user in wanted_definitions["users"]
             if not stands(user)
         ],
-        "permissions": [p for p in wanted_definitions["permissions"] if p not in current.get("permissions", ())],
+        "permissions": absent("permissions"),
+        "queues": absent("queues"),
+        "exchanges": absent("exchanges"),
+        "bindings": absent("bindings"),
     }
     return {kind: entries for kind, entries in delta.items() if entries}
 
 
-def _names(entries: Sequence[Mapping[str, Any]]) -> set[str]:
-    return {str(entry["name"]) for entry in entries}
+def _identity(kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(entry[key]) for key in _IDENTITIES[kind])
 
 
 def _tags(tags: str | Sequence[str]) -> list[str]:
