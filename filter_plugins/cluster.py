@@ -488,6 +488,19 @@ def _is_ip(text: str) -> bool:
     return True
 
 
+def all_ip_addresses(addresses: Iterable[str]) -> list[str]:
+    """Return the addresses for a rule that knows no names.
+
+    Args:
+        addresses: IP addresses or names.
+
+    Returns:
+        The addresses, each once; none when there is a name among them, since a rule without it would shut out a host.
+    """
+    found = unique(addresses)
+    return found if all(map(_is_ip, found)) else []
+
+
 def queue_problems(laid_out: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say which queue of the contract would have no consumer.
 
@@ -815,6 +828,7 @@ class FilterModule:
             group_problems,
             target_problems,
             address_problems,
+            all_ip_addresses,
             queue_problems,
             clock_problems,
             lock_problems,

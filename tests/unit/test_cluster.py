@@ -246,6 +246,11 @@ def test_a_malformed_address_is_refused_and_a_name_is_not() -> None:
     assert "192.168.83.1290" in problem
 
 
+def test_a_rule_of_addresses_is_whole_or_is_none() -> None:
+    assert cluster.all_ip_addresses(["192.0.2.1", "fd00::3", "192.0.2.1"]) == ["192.0.2.1", "fd00::3"]
+    assert cluster.all_ip_addresses(["192.0.2.1", "db.example.org"]) == []
+
+
 def test_clocks() -> None:
     together = {"main": "100.5 100.0", "vm2": "103.0 101.0"}
     assert cluster.clock_problems(together, 8) == []

@@ -8,9 +8,11 @@ from __future__ import annotations
 import configparser
 import json
 import pathlib
+import re
 import subprocess
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEMPLATES = sorted(ROOT.glob("roles/*/templates/*.j2"))
@@ -58,25 +60,74 @@ def test_every_template_renders_on_every_host(rendered: pathlib.Path) -> None:
         assert {path.name for path in host.iterdir()} == names
 
 
-def test_main_reads_every_secret_from_a_file(rendered: pathlib.Path) -> None:
-    main = config(rendered, "main")
-    commands = {(s, o) for s in main.sections() for o in main[s] if o.endswith("_cmd")}
-    assert commands == {
-        ("database", "sql_alchemy_conn_cmd"),
-        ("core", "fernet_key_cmd"),
-        ("api_auth", "jwt_secret_cmd"),
-        ("api", "secret_key_cmd"),
-        ("celery", "broker_url_cmd"),
-        ("celery", "result_backend_cmd"),
-        ("celery", "flower_basic_auth_cmd"),
+def directives(rendered: pathlib.Path, name: str, file: str = "airflow.service") -> dict[str, list[str]]:
+    """Directives of a unit to their values, each of which may stand there more than once."""
+    found: dict[str, list[str]] = {}
+    for line in (rendered / name / file).read_text().splitlines():
+        if "=" in line and not line.startswith("#"):
+            directive, value = line.split("=", 1)
+            found.setdefault(directive, []).append(value)
+    return found
+
+
+def test_root_commands_learn_of_every_secret_of_the_host(rendered: pathlib.Path) -> None:
+    told = set(
+        re.findall(r"'(AIRFLOW__\w+)=cat /etc/airflow/secrets/\w+'", (rendered / "main" / "command").read_text())
+    )
+    assert told == {
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_CMD",
+        "AIRFLOW__CORE__FERNET_KEY_CMD",
+        "AIRFLOW__API_AUTH__JWT_SECRET_CMD",
+        "AIRFLOW__API__SECRET_KEY_CMD",
+        "AIRFLOW__CELERY__BROKER_URL_CMD",
+        "AIRFLOW__CELERY__RESULT_BACKEND_CMD",
+        "AIRFLOW__CELERY__FLOWER_BASIC_AUTH_CMD",
     }
 
 
+def test_a_unit_sees_and_is_told_of_its_own_secrets_alone(rendered: pathlib.Path) -> None:
+    """The unit asks for two, of which a target has one."""
+    for host, names in {"main": {"broker_url", "fernet_key"}, INVENTORIES[rendered.name]: {"broker_url"}}.items():
+        if rendered.name == "single_host" and host != "main":
+            continue  # nothing of Airflow's is there
+        unit = directives(rendered, host)
+        assert {path.removeprefix("/etc/airflow/secrets/") for path in unit["BindReadOnlyPaths"]} == names
+        assert "/etc/airflow/secrets:ro" in unit["TemporaryFileSystem"]
+        told = {line.split("/")[-1].rstrip('"') for line in unit["Environment"] if "_CMD=" in line}
+        assert told == names
+
+
+def test_a_unit_is_held_by_its_kind_and_by_what_the_site_says(rendered: pathlib.Path) -> None:
+    unit = directives(rendered, "main")
+    assert unit["CapabilityBoundingSet"] == [""]
+    assert unit["NoNewPrivileges"] == ["true"]
+    assert unit["SystemCallFilter"] == ["@system-service", "~@privileged", "@chown"]
+    assert unit["InaccessiblePaths"] == ["-/etc/airflow/ssh"]
+    # The site's: another value, one more, and one left out.
+    assert unit["ProtectHome"] == ["read-only"]
+    assert unit["MemoryMax"] == ["50%"]
+    assert "PrivateDevices" not in unit
+
+
+def test_workers_are_held_as_far_as_their_tasks_allow(rendered: pathlib.Path) -> None:
+    """Commands for the VM that a worker stands on act as its login, by sudo."""
+    sandboxes = {
+        worker["name"]: worker["sandbox"]
+        for host in (path for path in rendered.iterdir() if path.name != "secrets")
+        for worker in yaml.safe_load((host / "worker_units.yml").read_text()) or []
+    }
+    general = {"airflow-worker-general": "tasks"}
+    if rendered.name == "distributed":
+        assert sandboxes == general | {"airflow-worker-vm2": "open", "airflow-worker-vm3": "open"}
+    else:
+        assert sandboxes == general | {f"airflow-worker-vm{number}": "tasks" for number in (1, 2, 3)}
+
+
 def test_a_target_has_no_way_to_the_metadata_database(rendered: pathlib.Path) -> None:
-    target = config(rendered, INVENTORIES[rendered.name])
-    assert not target.has_option("database", "sql_alchemy_conn_cmd")
-    assert not target.has_option("core", "fernet_key_cmd")
-    assert not target.has_section("api_auth")
+    target = rendered / INVENTORIES[rendered.name]
+    for file in ("airflow.cfg", "command", "airflow.service"):
+        said = (target / file).read_text().lower()
+        assert not [word for word in ("sql_alchemy_conn", "fernet", "jwt") if word in said], file
 
 
 def test_main_declares_queues_and_a_vm_is_given_its_own(rendered: pathlib.Path) -> None:
