@@ -32,6 +32,29 @@ CONNECTION_MARK = "Target VM"
 #: A target's name becomes part of a queue, of a systemd unit and of a Celery node name.
 TARGET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+#: How systemd holds a worker: roles/airflow/vars/main.yml. Its variables, and the words that each may have.
+SANDBOXES = {
+    "celery_worker_sandbox": ("auto", "open", "tasks", "commands"),
+    "ssh_worker_sandbox": ("open", "tasks", "commands"),
+}
+MEMORY_MAXIMA = (
+    "scheduler_memory_max",
+    "webserver_memory_max",
+    "flower_memory_max",
+    "celery_worker_memory_max",
+    "celery_worker_general_memory_max",
+    "ssh_worker_memory_max",
+)
+MEMORY_MAX = re.compile(r"\d{1,2}%|100%|\d+[KMGT]|infinity")
+UNIT_SETTINGS = (
+    "airflow_unit_settings",
+    "scheduler_unit_settings",
+    "webserver_unit_settings",
+    "flower_unit_settings",
+    "celery_worker_unit_settings",
+    "ssh_worker_unit_settings",
+)
+DIRECTIVE = re.compile(r"[A-Z][A-Za-z0-9]+")
 
 HostVars = Mapping[str, Any]
 Groups = Mapping[str, Sequence[str]]
@@ -501,6 +524,40 @@ def all_ip_addresses(addresses: Iterable[str]) -> list[str]:
     return found if all(map(_is_ip, found)) else []
 
 
+def unit_problems(hosts: Mapping[str, HostVars]) -> list[str]:
+    """Say which choices about units systemd would not understand: it only logs them, and leaves the unit open.
+
+    Args:
+        hosts: Host to its variables.
+
+    Returns:
+        A sentence for each problem, with what to write instead.
+    """
+    problems: list[str] = []
+    for name, own in hosts.items():
+        for variable, known in SANDBOXES.items():
+            if variable in own and own[variable] not in known:
+                problems.append(f"{name}: {variable} is '{own[variable]}'. Write one of {', '.join(known)}.")
+        for variable in MEMORY_MAXIMA:
+            if variable in own and not MEMORY_MAX.fullmatch(str(own[variable])):
+                problems.append(
+                    f"{name}: {variable} is '{own[variable]}'. Write a part of the memory, like 50%, or 2G."
+                )
+        for variable in UNIT_SETTINGS:
+            settings = own.get(variable) or {}
+            if not isinstance(settings, Mapping):
+                problems.append(
+                    f"{name}: {variable} is '{settings}'. Write directives by name, like LimitNOFILE: 65536."
+                )
+                continue
+            problems.extend(
+                f"{name}: {variable} has '{directive}', which is no directive of systemd's: see systemd.exec(5)."
+                for directive in settings
+                if not DIRECTIVE.fullmatch(str(directive))
+            )
+    return problems
+
+
 def queue_problems(laid_out: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say which queue of the contract would have no consumer.
 
@@ -829,6 +886,7 @@ class FilterModule:
             target_problems,
             address_problems,
             all_ip_addresses,
+            unit_problems,
             queue_problems,
             clock_problems,
             lock_problems,

@@ -52,6 +52,12 @@ def test_two_hosts_with_one_address(path: pathlib.Path) -> None:
     assert "vm2 and vm3 have the same address 192.168.83.130" in refused(path, hosts)
 
 
+def test_a_limit_that_systemd_would_ignore(path: pathlib.Path) -> None:
+    hosts = inventory()
+    hosts["all"]["hosts"]["vm3"]["celery_worker_memory_max"] = "half"
+    assert "vm3: celery_worker_memory_max is 'half'. Write a part of the memory" in refused(path, hosts)
+
+
 def test_two_hosts_with_one_queue(path: pathlib.Path) -> None:
     hosts = inventory()
     hosts["all"]["hosts"]["vm3"]["target_queue"] = "vm2_queue"

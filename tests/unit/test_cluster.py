@@ -251,6 +251,26 @@ def test_a_rule_of_addresses_is_whole_or_is_none() -> None:
     assert cluster.all_ip_addresses(["192.0.2.1", "db.example.org"]) == []
 
 
+def test_what_systemd_would_not_understand_is_refused() -> None:
+    good = {
+        "celery_worker_sandbox": "commands",
+        "scheduler_memory_max": "2G",
+        "celery_worker_unit_settings": {"PrivateDevices": False, "ProtectHome": None},
+    }
+    assert cluster.unit_problems({"main": good, "vm2": {}}) == []
+    bad = {
+        "celery_worker_sandbox": "strict",
+        "scheduler_memory_max": "half",
+        "celery_worker_unit_settings": {"private_devices": False},
+        "flower_unit_settings": ["LimitNOFILE=65536"],
+    }
+    sandbox, memory, flower, directive = cluster.unit_problems({"main": good, "vm2": bad})
+    assert sandbox == "vm2: celery_worker_sandbox is 'strict'. Write one of auto, open, tasks, commands."
+    assert memory.startswith("vm2: scheduler_memory_max is 'half'.")
+    assert flower.startswith("vm2: flower_unit_settings is")
+    assert directive.startswith("vm2: celery_worker_unit_settings has 'private_devices'")
+
+
 def test_clocks() -> None:
     together = {"main": "100.5 100.0", "vm2": "103.0 101.0"}
     assert cluster.clock_problems(together, 8) == []
