@@ -862,6 +862,98 @@ def memory_needed(
     return tiers + sum(megabytes["worker"] for worker in laid_out if worker["host"] == host)
 
 
+#: Bridges and pairs that container engines and hypervisors make: no other host is seen from their addresses.
+_INNER_INTERFACES = re.compile(r"lo|docker|br-[0-9a-f]{12}|veth|virbr|vnet|cni|flannel|cali|podman|lxcbr|lxdbr")
+
+
+def seen_at(host: HostVars) -> dict[str, Any]:
+    """Say where a host's traffic comes from: its address in the inventory, and all that are its own.
+
+    Args:
+        host: The host's variables, with Ansible's facts where it is part of the run.
+
+    Returns:
+        ``name``, ``addresses`` (none, when ``ansible_host`` is a name and there are no facts) and ``seen``: whether
+        there are.
+    """
+    facts = host.get("ansible_facts") or {}
+    written = [address(host)] if _is_ip(address(host)) else []
+    own: list[str] = []
+    for name in facts.get("interfaces", ()):
+        if _INNER_INTERFACES.match(str(name)):
+            continue
+        interface = facts.get(str(name).replace("-", "_")) or facts.get(name) or {}
+        first = interface.get("ipv4")
+        of_both = [*([first] if first else []), *interface.get("ipv4_secondaries", ()), *interface.get("ipv6", ())]
+        own += [str(entry["address"]) for entry in of_both if entry.get("address")]
+    usable = [text for text in own if not _is_local(text)]
+    return {"name": str(host["inventory_hostname"]), "addresses": unique([*written, *usable]), "seen": bool(usable)}
+
+
+def _is_local(text: str) -> bool:
+    found = ipaddress.ip_address(text)
+    return found.is_loopback or found.is_link_local
+
+
+def open_ports(
+    host: str,
+    groups: Groups,
+    laid_out: Sequence[Mapping[str, Any]],
+    leaving: Sequence[str] = (),
+    *,
+    ssh_ports: Sequence[int] = (22,),
+    ssh_from: str | Sequence[str] = "any",
+    ui_from: str | Sequence[str] = "any",
+    broker_port: int = 5672,
+    log_port: int = 8793,
+) -> list[dict[str, Any]]:
+    """Say which ports of a host are open to whom; what comes from the host itself needs no leave.
+
+    Args:
+        host: Inventory name of the host.
+        groups: The inventory's groups.
+        laid_out: The workers, as made by :func:`workers`.
+        leaving: Hosts whose workers still finish what they run.
+        ssh_ports: Where its sshd listens.
+        ssh_from: Who may log in: ``any``, or addresses and networks. Main may in any case, where it sends commands.
+        ui_from: Who may see the UI and Flower: ``any``, or addresses and networks.
+        broker_port: RabbitMQ's port.
+        log_port: The port of the workers' log server.
+
+    Returns:
+        ``port``, ``from`` (``any``, or names of hosts, addresses and networks; nobody, when it is empty) and ``why``.
+    """
+
+    def here(tier: str) -> bool:
+        return host in groups.get(tier, ())
+
+    def rule(port: int, why: str, *sources: str | Sequence[str]) -> dict[str, Any]:
+        if "any" in sources:
+            return {"port": port, "from": "any", "why": why}
+        named = unique(name for source in sources for name in source)
+        return {"port": port, "from": [name for name in named if name != host], "why": why}
+
+    schedulers, webservers = groups.get("scheduler", ()), groups.get("webserver", ())
+    at_work = unique([*(str(worker["host"]) for worker in laid_out), *leaving])
+    rules = [rule(port, "SSH", ssh_from, schedulers if here("target_vms") else ()) for port in dict.fromkeys(ssh_ports)]
+    if here("postgresql"):
+        rules.append(rule(5432, "PostgreSQL, for those that log in to it", schedulers, webservers, at_work))
+    if here("rabbitmq"):
+        clients = (schedulers, webservers, groups.get("flower", ()), at_work)
+        rules.append(rule(broker_port, "RabbitMQ, for hosts with Airflow", *clients))
+        # They listen on the loopback address: this holds where something else has bound them.
+        rules += [rule(port, "RabbitMQ's own") for port in (4369, 15672, 25672)]
+    if here("webserver"):
+        rules.append(rule(8080, "UI, REST API and execution API", ui_from, at_work))
+    if here("flower"):
+        rules.append(rule(5555, "Flower", ui_from))
+    if host in (worker["host"] for worker in laid_out):
+        rules.append(rule(log_port, "task logs, for the API server", webservers))
+    if here("scheduler"):
+        rules.append(rule(8794, "the triggerer's logs, for the API server", webservers))
+    return rules
+
+
 class FilterModule:
     """The functions above as Ansible filters, under the prefix ``cluster_``."""
 
@@ -900,5 +992,7 @@ class FilterModule:
             memory_needed,
             former_queues,
             switch_notice,
+            seen_at,
+            open_ports,
         )
         return {f"cluster_{function.__name__}": function for function in exported}
