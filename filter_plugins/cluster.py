@@ -904,7 +904,6 @@ def open_ports(
     ssh_ports: Sequence[int] = (22,),
     ssh_from: str | Sequence[str] = "any",
     ui_from: str | Sequence[str] = "any",
-    broker_port: int = 5672,
     log_port: int = 8793,
 ) -> list[dict[str, Any]]:
     """Say which ports of a host are open to whom; what comes from the host itself needs no leave.
@@ -917,7 +916,6 @@ def open_ports(
         ssh_ports: Where its sshd listens.
         ssh_from: Who may log in: ``any``, or addresses and networks. Main may in any case, where it sends commands.
         ui_from: Who may see the UI and Flower: ``any``, or addresses and networks.
-        broker_port: RabbitMQ's port.
         log_port: The port of the workers' log server.
 
     Returns:
@@ -940,7 +938,7 @@ def open_ports(
         rules.append(rule(5432, "PostgreSQL, for those that log in to it", schedulers, webservers, at_work))
     if here("rabbitmq"):
         clients = (schedulers, webservers, groups.get("flower", ()), at_work)
-        rules.append(rule(broker_port, "RabbitMQ, for hosts with Airflow", *clients))
+        rules.append(rule(5671, "RabbitMQ, for hosts with Airflow", *clients))
         # They listen on the loopback address: this holds where something else has bound them.
         rules += [rule(port, "RabbitMQ's own") for port in (4369, 15672, 25672)]
     if here("webserver"):
