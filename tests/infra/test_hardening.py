@@ -59,7 +59,7 @@ def processes(host: Host, unit: str) -> list[str]:
 
 
 def test_systemd_finds_every_unit_held(cluster: Cluster) -> None:
-    found = {}
+    found: dict[tuple[str, str], float] = {}
     for name, host in airflow_hosts(cluster):
         rated = json.loads(host.check_output("systemd-analyze security --no-pager --json=short"))
         found |= {

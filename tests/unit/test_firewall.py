@@ -19,7 +19,7 @@ SPREAD = {
     "flower": ["fl"],
     "target_vms": ["vm2"],
 }
-RABBITMQ_OWN: dict[int, list[str]] = {4369: [], 15672: [], 25672: []}
+RABBITMQ_OWN: dict[int, list[str]] = {4369: [], 15671: [], 25671: []}
 
 
 def workers(groups: dict[str, list[str]], mode: str) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ def test_in_celery_mode_the_workers_hosts_reach_main() -> None:
     assert ports("main", ONE_MAIN, "celery") == {
         22: "any",
         5432: vms,
-        5672: vms,
+        5671: vms,
         **RABBITMQ_OWN,
         8080: "any",
         5555: "any",
@@ -52,7 +52,7 @@ def test_in_ssh_mode_nobody_reaches_mains_database_and_broker() -> None:
     assert ports("main", ONE_MAIN, "ssh") == {
         22: "any",
         5432: [],
-        5672: [],
+        5671: [],
         **RABBITMQ_OWN,
         8080: "any",
         5555: "any",
@@ -63,7 +63,7 @@ def test_in_ssh_mode_nobody_reaches_mains_database_and_broker() -> None:
 
 def test_hosts_that_are_left_keep_their_access_until_their_tasks_have_ended() -> None:
     found = ports("main", ONE_MAIN, "ssh", "vm2")
-    assert (found[5432], found[5672]) == (["vm2"], ["vm2"])
+    assert (found[5432], found[5671]) == (["vm2"], ["vm2"])
     narrow = ports("main", ONE_MAIN, "ssh", "vm2", ui_from=["10.0.0.0/8"])
     assert narrow[8080] == ["10.0.0.0/8", "vm2"]
 
@@ -72,7 +72,7 @@ def test_tiers_on_several_hosts_open_only_what_is_theirs() -> None:
     assert ports("db", SPREAD, "celery") == {22: "any", 5432: ["sch", "sch2", "web", "web2", "vm2"]}
     assert ports("mq", SPREAD, "celery") == {
         22: "any",
-        5672: ["sch", "sch2", "web", "web2", "fl", "vm2"],
+        5671: ["sch", "sch2", "web", "web2", "fl", "vm2"],
         **RABBITMQ_OWN,
     }
     assert ports("sch", SPREAD, "celery") == {22: "any", 8793: ["web", "web2"], 8794: ["web", "web2"]}
@@ -89,12 +89,6 @@ def test_narrow_ssh_lets_main_reach_its_targets_and_nothing_else() -> None:
         8793: ["main"],
     }
     assert ports("main", ONE_MAIN, "celery", **choices)[22] == ["192.168.83.1"]
-
-
-def test_the_brokers_port_is_a_choice() -> None:
-    found = ports("main", ONE_MAIN, "celery", broker_port=5671)
-    assert found[5671] == ["vm2", "vm3"]
-    assert 5672 not in found
 
 
 FACTS = {
