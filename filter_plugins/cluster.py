@@ -87,7 +87,7 @@ def members(groups: Groups, mode: str) -> dict[str, list[str]]:
     Returns:
         ``cluster``: every host of a tier. ``airflow``: those that Airflow is installed on.
         ``core``: those with access to the metadata database. ``naked``: targets that get no software.
-        ``tls``: those with a certificate.
+        ``provisioned``: those with a certificate and a firewall.
     """
 
     def of(*tiers: str) -> list[str]:
@@ -99,7 +99,7 @@ def members(groups: Groups, mode: str) -> dict[str, list[str]]:
     return {
         "cluster": of(*TIERS),
         "airflow": unique(airflow),
-        "tls": unique(of("postgresql", "rabbitmq") + airflow),
+        "provisioned": unique(of("postgresql", "rabbitmq") + airflow),
         "core": of("scheduler", "webserver"),
         "naked": [host for host in targets if host not in airflow],
     }
@@ -573,30 +573,31 @@ def queue_problems(laid_out: Sequence[Mapping[str, Any]], targets: Sequence[Mapp
     return [f"queue {queue!r}: no worker would consume it." for queue in promised if queue not in consumed]
 
 
-def clock_problems(readings: Mapping[str, str], tolerance: float) -> list[str]:
+def clock_problems(readings: Mapping[str, str], until: float, tolerance: float) -> list[str]:
     """Say which hosts' clocks stand too far from the others'.
 
     Task tokens and log requests carry times that the other side checks within seconds.
 
     Args:
-        readings: Inventory name to two clocks read at about the same moment, as seconds since 1970
-            with a blank between them: the host's and the control node's.
+        readings: Inventory name to two clocks, as seconds since 1970 with a blank between them: the host's, and
+            the control node's when it began to ask.
+        until: The control node's clock when all had answered. Each host's was read between these two moments: on a
+            busy machine they may be far apart, and what is not certain is no problem.
         tolerance: The largest difference between two hosts, in seconds.
 
     Returns:
         One sentence, or nothing.
     """
-    offsets = {}
-    for host, reading in readings.items():
-        here, there = reading.split()
-        offsets[host] = float(here) - float(there)
-    slowest, fastest = min(offsets, key=offsets.__getitem__), max(offsets, key=offsets.__getitem__)
-    apart = offsets[fastest] - offsets[slowest]
+    clocks = {host: [float(clock) for clock in reading.split()] for host, reading in readings.items()}
+    at_least = {host: here - until for host, (here, _asked) in clocks.items()}
+    at_most = {host: here - asked for host, (here, asked) in clocks.items()}
+    slowest, fastest = min(at_most, key=at_most.__getitem__), max(at_least, key=at_least.__getitem__)
+    apart = at_least[fastest] - at_most[slowest]
     if apart <= tolerance:
         return []
     return [
-        f"clocks: {fastest} is {apart:.0f} s ahead of {slowest}, and {tolerance:g} s are allowed, since tokens expire."
-        " Set the time on both (for instance: install chrony, then 'chronyc makestep')."
+        f"clocks: {fastest} is {apart:.0f} s ahead of {slowest} at the least, and {tolerance:g} s are allowed,"
+        " since tokens expire. Set the time on both (for instance: install chrony, then 'chronyc makestep')."
     ]
 
 

@@ -183,10 +183,12 @@ def test_members_of_the_two_modes() -> None:
         "airflow": ["main", "vm2", "vm3"],
         "core": ["main"],
         "naked": [],
+        "provisioned": ["main", "vm2", "vm3"],
     }
     ssh = cluster.members(GROUPS, "ssh")
     assert ssh["airflow"] == ["main"]
     assert ssh["naked"] == ["vm2", "vm3"]
+    assert ssh["provisioned"] == ["main"]
 
 
 def test_a_target_that_is_main_too_is_not_naked() -> None:
@@ -273,9 +275,11 @@ def test_what_systemd_would_not_understand_is_refused() -> None:
 
 def test_clocks() -> None:
     together = {"main": "100.5 100.0", "vm2": "103.0 101.0"}
-    assert cluster.clock_problems(together, 8) == []
-    (problem,) = cluster.clock_problems({**together, "vm3": "130.0 101.0"}, 8)
-    assert "vm3 is 28 s ahead of main" in problem
+    assert cluster.clock_problems(together, 102.0, 8) == []
+    apart = {**together, "vm3": "130.0 101.0"}
+    (problem,) = cluster.clock_problems(apart, 102.0, 8)
+    assert "vm3 is 28 s ahead of main at the least" in problem
+    assert cluster.clock_problems(apart, 125.0, 8) == [], "each may have answered late"
 
 
 def test_a_version_without_a_lock_is_refused_with_those_that_have_one() -> None:

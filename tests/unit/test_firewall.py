@@ -19,7 +19,7 @@ SPREAD = {
     "flower": ["fl"],
     "target_vms": ["vm2"],
 }
-RABBITMQ_OWN: dict[int, list[str]] = {4369: [], 15671: [], 25671: []}
+RABBITMQ_OWN: dict[int, list[str]] = {4369: [], 15672: [], 25672: []}
 
 
 def workers(groups: dict[str, list[str]], mode: str) -> list[dict[str, Any]]:

@@ -326,7 +326,8 @@ def test_clocks_of_those_that_answer() -> None:
     hosts = {"main": host([], offset=0.5), "vm2": host([], offset=-20), "vm3": UNREACHABLE}
     readings = status.clocks(hosts)
     assert set(readings) == {"main", "vm2"}
-    assert cluster.clock_problems(readings, 8)
+    asked = max(float(reading.split()[1]) for reading in readings.values())
+    assert cluster.clock_problems(readings, asked + 1, 8)
     state = collected(hosts={"vm2": host([unit("airflow-worker-vm2")], offset=-20)})
     assert row(state, "hosts", "vm2")["clock_offset"] == -20
     assert re.search(r"^vm2 .* -20 s ", status.table(state, []), re.MULTILINE)

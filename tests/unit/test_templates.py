@@ -70,7 +70,7 @@ def directives(rendered: pathlib.Path, name: str, file: str = "airflow.service")
     return found
 
 
-def test_root_commands_learn_of_every_secret_of_the_host(rendered: pathlib.Path) -> None:
+def test_root_commands_learn_of_every_secret_but_flowers(rendered: pathlib.Path) -> None:
     told = set(
         re.findall(r"'(AIRFLOW__\w+)=cat /etc/airflow/secrets/\w+'", (rendered / "main" / "command").read_text())
     )
@@ -81,7 +81,6 @@ def test_root_commands_learn_of_every_secret_of_the_host(rendered: pathlib.Path)
         "AIRFLOW__API__SECRET_KEY_CMD",
         "AIRFLOW__CELERY__BROKER_URL_CMD",
         "AIRFLOW__CELERY__RESULT_BACKEND_CMD",
-        "AIRFLOW__CELERY__FLOWER_BASIC_AUTH_CMD",
     }
 
 
@@ -163,14 +162,15 @@ def test_only_hosts_that_need_a_database_may_log_in_to_it(rendered: pathlib.Path
     addresses = {"distributed": ["129", "130", "131"], "single_host": ["129"]}[rendered.name]
     assert rules == [
         ("local", "all", "postgres", "peer"),
-        ("host", "airflow_db", "airflow_user", "192.168.83.129/32", "scram-sha-256"),
+        ("hostssl", "airflow_db", "airflow_user", "192.168.83.129/32", "scram-sha-256", "clientcert=verify-ca"),
         *(
             (
-                "host",
+                "hostssl",
                 "airflow_results_db",
                 "airflow_results_worker",
                 f"192.168.83.{last}/32",
                 "scram-sha-256",
+                "clientcert=verify-ca",
             )
             for last in addresses
         ),
