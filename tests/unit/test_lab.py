@@ -50,7 +50,7 @@ def test_a_vm_is_not_privileged_and_is_labelled_as_ours() -> None:
     assert "privileged" not in vm
     assert vm["labels"]["owner"] == "airflow-lab"
     assert vm["name"] == "airflow-lab-s-main"
-    assert vm["image"] == "airflow-lab:trixie"
+    assert (vm["image"], vm["pull"]) == ("airflow-lab:trixie", "never")
     writable = [volume for volume in vm["volumes"] if not volume.endswith(":ro")]
     assert writable == [
         "/sys/fs/cgroup:/sys/fs/cgroup:rw",

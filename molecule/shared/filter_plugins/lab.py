@@ -80,6 +80,7 @@ def vm_platforms(
             "hostname": name,
             "image": f"{BRIDGE}:{suite}",
             "pre_build_image": True,
+            "pull": "never",  # an image of that name elsewhere is not ours
             "command": "/lib/systemd/systemd",
             "stop_signal": "SIGRTMIN+3",  # how systemd is told to shut down
             "docker_networks": [network],
