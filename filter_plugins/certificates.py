@@ -1,10 +1,12 @@
-"""What is wrong with a certificate: pure functions, used as filters by the ``certificates`` role."""
+"""What is wrong with a certificate, and what it is called: filters of the ``certificates`` role."""
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
-from collections.abc import Callable, Sequence
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cryptography import x509
@@ -51,6 +53,39 @@ def problems(certificate: str, key: str, ca: str, names: Sequence[str], days: in
     elif any(root.not_valid_after_utc <= now for root in roots if _signed(chain[-1], root)):
         found.append("the CA that signed it has expired")
     return found
+
+
+def key_id(key: str) -> str:
+    """Name a private key by what is public of it.
+
+    Args:
+        key: The key, PEM.
+
+    Returns:
+        Twelve hexadecimal digits.
+    """
+    public = serialization.load_pem_private_key(key.encode(), password=None).public_key()
+    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(public.public_bytes(*form)).hexdigest()[:12]
+
+
+def due_cas(pairs: Iterable[tuple[str, str]], days: int) -> list[int]:
+    """Say which CAs must be made anew.
+
+    Args:
+        pairs: Private key and certificate of each, PEM; '' for a certificate that is not there.
+        days: For how many more days each must be good.
+
+    Returns:
+        Their places in the list.
+    """
+    return [place for place, (key, own) in enumerate(pairs) if problems(own, key, own, [], days)]
+
+
+def text(path: str) -> str:
+    """Return the text of a file on the control node; '' when it is not there."""
+    file = pathlib.Path(path)
+    return file.read_text() if file.exists() else ""
 
 
 def alt_name(name: str) -> str:
@@ -113,4 +148,5 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return filter names and functions."""
-        return {"certificate_problems": problems, "certificate_alt_name": alt_name}
+        exported = (problems, key_id, due_cas, text, alt_name)
+        return {f"certificate_{function.__name__}": function for function in exported}

@@ -56,6 +56,9 @@ UNIT_SETTINGS = (
 )
 DIRECTIVE = re.compile(r"[A-Z][A-Za-z0-9]+")
 
+#: How a value begins that stands for a secret which is yet to be made: see lookup_plugins/cluster_secret.py.
+STAND_IN = "NotGenerated"
+
 HostVars = Mapping[str, Any]
 Groups = Mapping[str, Sequence[str]]
 
@@ -362,7 +365,10 @@ def _names(*names: str) -> str:
 
 
 def vm_broker_users(
-    laid_out: Sequence[Mapping[str, Any]], core: Sequence[str], passwords: Mapping[str, str]
+    laid_out: Sequence[Mapping[str, Any]],
+    core: Sequence[str],
+    passwords: Mapping[str, str],
+    logins: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Describe the broker's users for workers on hosts that are nothing but target VMs.
 
@@ -370,13 +376,14 @@ def vm_broker_users(
         laid_out: The workers, as made by :func:`workers`.
         core: Hosts whose processes have the cluster's own login.
         passwords: Name of a VM to its password.
+        logins: Name of a VM to the name that it logs in with, if that is not its own.
 
     Returns:
-        Users for the role ``rabbitmq``, each named as its VM.
+        Users for the role ``rabbitmq``.
     """
     return [
         {
-            "name": worker["name"],
+            "name": (logins or {}).get(worker["name"], worker["name"]),
             "password": passwords[worker["name"]],
             "tags": [BROKER_TAG],
             "permissions": worker_permissions(worker),
@@ -384,6 +391,31 @@ def vm_broker_users(
         for worker in laid_out
         if worker["host"] not in core
     ]
+
+
+def vm_secrets(vms: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Describe the secrets that each target VM has for itself.
+
+    Args:
+        vms: Names of the VMs.
+
+    Returns:
+        Entries for the catalogue of secrets. The login that takes turns with a VM's name is no VM's name.
+    """
+    return {f"broker_password_{vm}": {"rotation": "broker", "login": vm, "suffix": ".2"} for vm in vms}
+
+
+def host_secrets(groups: Groups) -> dict[str, dict[str, str]]:
+    """Describe the secrets that each host has for itself: the private key of its certificate.
+
+    Args:
+        groups: The inventory's groups.
+
+    Returns:
+        Entries for the catalogue of secrets.
+    """
+    hosts = unique(host for tier in TIERS for host in groups.get(tier, ()))
+    return {f"tls_key_{host}": {"rotation": "certificates", "kind": "p256"} for host in hosts}
 
 
 def former_broker_users(users_now: Sequence[Mapping[str, Any]], wanted: Sequence[str]) -> list[str]:
@@ -599,6 +631,57 @@ def clock_problems(readings: Mapping[str, str], until: float, tolerance: float) 
         f"clocks: {fastest} is {apart:.0f} s ahead of {slowest} at the least, and {tolerance:g} s are allowed,"
         " since tokens expire. Set the time on both (for instance: install chrony, then 'chronyc makestep')."
     ]
+
+
+def secret_problems(
+    here: Mapping[str, str], there: Sequence[str], missing: Sequence[str], host: str, directory: str
+) -> list[str]:
+    """Say which secrets of a host are others than those of this control node.
+
+    One of another length was damaged there, and is put right.
+
+    Args:
+        here: The host's secrets as this control node would write them: name of the file to its text.
+        there: What the host has, a line a file: name, login (``-`` for none), length and SHA-256 of the secret.
+        missing: Names of secrets that this control node has yet to make.
+        host: Inventory name.
+        directory: Where this control node keeps its secrets.
+
+    Returns:
+        One sentence a cause, with what to do, and without a secret or a hash.
+    """
+    others, unknown = [], []
+    for line in there:
+        name, login, length, digest = line.split()
+        if name not in here:
+            continue
+        own_login, secret = _login_and_secret(name, here[name])
+        turns = {login, own_login} in ({own, f"{own}{end}"} for own in (login, own_login) for end in ("_2", ".2"))
+        if login != own_login and not turns:
+            continue  # another role's, of an earlier release
+        if name in missing or STAND_IN in secret:
+            unknown.append(name)
+        elif turns or (len(secret) == int(length) and hashlib.sha256(secret.encode()).hexdigest() != digest):
+            others.append(name)
+    fix = (
+        f" If another control node (or another copy of the project) runs this cluster, copy what it keeps in"
+        f" {directory} to here. If this one is right, or you changed `secrets` in the inventory, accept it:"
+        " -e preflight_accept_secrets=true; tasks that run meanwhile can fail."
+    )
+    problems = []
+    if unknown:
+        problems.append(f"{host} has {', '.join(unknown)}, and this control node has no such secret yet.{fix}")
+    if others:
+        problems.append(f"{host} has another {', another '.join(others)} than this control node.{fix}")
+    return problems
+
+
+def _login_and_secret(name: str, text: str) -> tuple[str, str]:
+    if name == "flower_basic_auth":
+        login, _, secret = text.partition(":")
+        return login, secret
+    url = re.match(r"[^/]*://([^:]*):([^@]*)@", text)
+    return (url[1], url[2]) if url else ("-", text.rstrip("\n"))
 
 
 def lock_problems(version: str, locks: Sequence[str]) -> list[str]:
@@ -971,6 +1054,8 @@ class FilterModule:
             connections,
             queues,
             vm_broker_users,
+            vm_secrets,
+            host_secrets,
             former_broker_users,
             mode_problems,
             group_problems,
@@ -980,6 +1065,7 @@ class FilterModule:
             unit_problems,
             queue_problems,
             clock_problems,
+            secret_problems,
             lock_problems,
             agreement_problems,
             environment_problems,

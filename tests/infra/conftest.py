@@ -73,10 +73,17 @@ class Cluster:
     def first(self, tier: str) -> str:
         return self.groups[tier][0]
 
+    @property
+    def secrets_directory(self) -> pathlib.Path:
+        return pathlib.Path(self.variables[self.first("scheduler")]["inventory_dir"]) / "secrets"
+
+    def login(self, name: str, usual: str) -> str:
+        """The name to log in with that goes with a password, which takes turns with another."""
+        return (self.secrets_directory / name).read_text().partition("\nlogin=")[2].strip() or usual
+
     def secret(self, name: str) -> str:
-        directory = pathlib.Path(self.variables[self.first("scheduler")]["inventory_dir"]) / "secrets"
-        value = (directory / name).read_text().strip()
-        # Fernet's key is the base64 of what was generated: see group_vars/all/secrets.yml.
+        value = (self.secrets_directory / name).read_text().partition("\nlogin=")[0].strip()
+        # Fernet's key is the base64 of what was generated: see lookup_plugins/cluster_secret.py.
         return base64.b64encode(value.encode()).decode() if name == "fernet_key" else value
 
     def feed(self, name: str, command: str, text: str) -> str:
@@ -128,16 +135,17 @@ def changes(run: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in recap if "changed=" in line and "changed=0" not in line]
 
 
-def killed(cluster: Cluster, at: str, *arguments: str) -> None:
-    """Start site.yml and end it the hard way, two seconds after it has begun with a task.
+def killed(cluster: Cluster, at: str, *arguments: str, playbook: str = "site.yml") -> None:
+    """Start a playbook and end it the hard way, two seconds after it has begun with a task.
 
     Args:
         cluster: The cluster.
         at: A part of the task's name.
         arguments: Of ansible-playbook.
+        playbook: The playbook.
     """
     run = subprocess.Popen(
-        ["ansible-playbook", "site.yml", *arguments],
+        ["ansible-playbook", playbook, *arguments],
         cwd=cluster.project,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -239,7 +247,7 @@ def api_url(cluster: Cluster) -> str:
     return f"https://{cluster.address(cluster.first('webserver'))}:8080"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a rotation changes the password
 def api(cluster: Cluster, api_url: str) -> airflow_api.AirflowApi:
     """The REST API, logged in as the administrator."""
     return airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password"), ca=cluster.ca)

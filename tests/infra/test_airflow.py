@@ -10,7 +10,7 @@ import pytest
 from conftest import Cluster
 from testinfra.host import Host
 
-CORE_SECRETS = {"sql_alchemy_conn", "fernet_key", "jwt_secret"}
+CORE_SECRETS = {"sql_alchemy_conn", "fernet_key", "jwt_private_key", "jwt_public_keys"}
 WEBSERVER_SECRETS = {"session_secret_key"}
 WORKER_SECRETS = {"broker_url", "result_backend", "api_secret_key"}
 #: Names in the catalogue whose values must not appear where they do not belong.
@@ -21,7 +21,7 @@ CATALOGUE = (
     "flower_broker_password",
     "rabbitmq_admin_password",
     "fernet_key",
-    "jwt_secret",
+    "jwt_private_key",
     "api_secret_key",
     "session_secret_key",
     "admin_password",
@@ -112,7 +112,7 @@ def test_no_file_of_a_worker_vm_has_a_secret_of_main(cluster: Cluster) -> None:
             "broker_password",
             "flower_broker_password",
             "fernet_key",
-            "jwt_secret",
+            "jwt_private_key",
             "session_secret_key",
             "rabbitmq_admin_password",
             "admin_password",

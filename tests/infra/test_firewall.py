@@ -26,8 +26,7 @@ def firewalled(cluster: Cluster) -> list[str]:
 
 def expected(cluster: Cluster, name: str) -> set[str]:
     """The contract of a host: `port/any`, `port/address` for each that may, and `port/-` for all others."""
-    broker = int(cluster.variables[name].get("rabbitmq_port", 5672))
-    rules = topology.open_ports(name, cluster.groups, cluster.workers, broker_port=broker)
+    rules = topology.open_ports(name, cluster.groups, cluster.workers)
     lines = set()
     for rule in rules:
         if rule["from"] == "any":

@@ -23,10 +23,24 @@ EXPOSURE = {"daemon": 1.5, "parser": 1.5, "commands": 2.0, "tasks": 2.5, "open":
 
 #: What each unit finds in the directory of secrets. Workers find the same on every host.
 SECRETS = {
-    "airflow-scheduler": {"sql_alchemy_conn", "fernet_key", "jwt_secret", "broker_url", "result_backend"},
+    "airflow-scheduler": {
+        "sql_alchemy_conn",
+        "fernet_key",
+        "jwt_private_key",
+        "jwt_public_keys",
+        "broker_url",
+        "result_backend",
+    },
     "airflow-dag-processor": {"sql_alchemy_conn", "fernet_key"},
     "airflow-triggerer": {"sql_alchemy_conn", "fernet_key", "api_secret_key"},
-    "airflow-webserver": {"sql_alchemy_conn", "fernet_key", "jwt_secret", "api_secret_key"},
+    "airflow-webserver": {
+        "sql_alchemy_conn",
+        "fernet_key",
+        "jwt_private_key",
+        "jwt_public_keys",
+        "api_secret_key",
+        "session_secret_key",
+    },
     "airflow-flower": {"broker_url", "flower_basic_auth"},
 }
 WORKER_SECRETS = {"broker_url", "result_backend", "api_secret_key"}

@@ -71,11 +71,12 @@ def logins(cluster: Cluster) -> dict[str, str]:
     address = cluster.address(cluster.first("postgresql"))
     tls = "sslmode=verify-full&sslrootcert=/etc/airflow/tls/ca.pem"
     tls += "&sslcert=/etc/airflow/tls/host.pem&sslkey=/etc/airflow/tls/host.key"
+    main = cluster.login("database_password", "airflow_user")
+    results = cluster.login("results_worker_password", "airflow_results_worker")
     return {
-        "airflow_db": f"postgresql://airflow_user:{cluster.secret('database_password')}@{address}/airflow_db?{tls}",
+        "airflow_db": f"postgresql://{main}:{cluster.secret('database_password')}@{address}/airflow_db?{tls}",
         "airflow_results_db": (
-            f"postgresql://airflow_results_worker:{cluster.secret('results_worker_password')}"
-            f"@{address}/airflow_results_db?{tls}"
+            f"postgresql://{results}:{cluster.secret('results_worker_password')}@{address}/airflow_results_db?{tls}"
         ),
     }
 

@@ -29,7 +29,7 @@ def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, s
         vm.run(f"rm -r {environment}/.complete {environment}/lib/python3*/site-packages/kombu")
         # Killed between a file and the restart: a unit that runs with something else.
         vm.run(f"echo something-else > /run/{target['unit']}/started-with")
-        main.run("echo broken > /etc/airflow/secrets/jwt_secret")
+        main.run("echo broken > /etc/airflow/secrets/jwt_private_key")
         broker.run("rm /etc/rabbitmq/.started-with")
         broker.run("rabbitmqctl --quiet clear_permissions -p airflow_host airflow_user")
         for sql in (

@@ -69,3 +69,19 @@ def test_a_name_that_makes_no_queue(path: pathlib.Path) -> None:
     hosts["all"]["hosts"]["VM 2"] = {"ansible_host": "192.168.83.140"}
     hosts["all"]["children"]["target_vms"]["hosts"] = {"VM 2": None}
     assert "host 'VM 2': the name becomes a queue" in refused(path, hosts)
+
+
+def test_a_password_of_the_reference_documents(path: pathlib.Path) -> None:
+    hosts = inventory()
+    hosts["all"]["vars"]["secrets"] = {"database_password": "airflow_pass", "admin_pasword": "xT6vLw9qRz2k"}
+    said = refused(path, hosts)
+    assert "secrets.database_password is one of the passwords that everybody tries first" in said
+    assert "secrets.admin_pasword: there is no such secret" in said
+    assert "xT6vLw9qRz2k" not in said
+
+
+def test_secrets_that_others_can_read(path: pathlib.Path) -> None:
+    (path.parent / "secrets").mkdir(mode=0o755)
+    (path.parent / "secrets").chmod(0o755)
+    said = refused(path, inventory())
+    assert f"others on this machine may read or change secrets there. Write: chmod -R go= {path.parent}/secrets" in said

@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import pathlib
-import stat
-import threading
 from collections.abc import Sequence
 
 import certificates
@@ -120,17 +118,16 @@ def test_names_are_written_as_a_request_does() -> None:
     ]
 
 
-def test_a_key_is_made_once_and_for_its_user_alone(tmp_path: pathlib.Path) -> None:
-    import cluster_private_key
+def test_cas_that_are_missing_or_end_are_due(tmp_path: pathlib.Path) -> None:
+    assert certificates.due_cas([(pem(CA_KEY), CA), (pem(OTHER_KEY), ""), (pem(OTHER_KEY), OTHER_CA)], 60) == [1]
+    assert certificates.due_cas([(pem(CA_KEY), CA)], 200) == [0]
+    assert certificates.due_cas([(pem(OTHER_KEY), CA)], 60) == [0], "another key's"
 
-    path = tmp_path / "secrets" / "key"
-    found: list[str] = []
-    makers = [threading.Thread(target=lambda: found.append(cluster_private_key.read_or_make(path))) for _ in range(8)]
-    for maker in makers:
-        maker.start()
-    for maker in makers:
-        maker.join()
-    assert len(set(found)) == 1
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert [entry.name for entry in path.parent.iterdir()] == ["key"]
+
+def test_a_key_is_named_by_what_is_public() -> None:
+    assert certificates.key_id(pem(CA_KEY)) == certificates.key_id(pem(CA_KEY)) != certificates.key_id(pem(OTHER_KEY))
+
+
+def test_a_file_that_is_not_there_is_empty(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "there").write_text("PEM\n")
+    assert [certificates.text(str(tmp_path / name)) for name in ("there", "not there")] == ["PEM\n", ""]

@@ -72,12 +72,13 @@ def directives(rendered: pathlib.Path, name: str, file: str = "airflow.service")
 
 def test_root_commands_learn_of_every_secret_but_flowers(rendered: pathlib.Path) -> None:
     told = set(
-        re.findall(r"'(AIRFLOW__\w+)=cat /etc/airflow/secrets/\w+'", (rendered / "main" / "command").read_text())
+        re.findall(r"'(AIRFLOW__\w+)=(?:cat )?/etc/airflow/secrets/\w+'", (rendered / "main" / "command").read_text())
     )
     assert told == {
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_CMD",
         "AIRFLOW__CORE__FERNET_KEY_CMD",
-        "AIRFLOW__API_AUTH__JWT_SECRET_CMD",
+        "AIRFLOW__API_AUTH__JWT_PRIVATE_KEY_PATH",
+        "AIRFLOW__API_AUTH__TRUSTED_JWKS_URL",
         "AIRFLOW__API__SECRET_KEY_CMD",
         "AIRFLOW__CELERY__BROKER_URL_CMD",
         "AIRFLOW__CELERY__RESULT_BACKEND_CMD",
@@ -162,12 +163,12 @@ def test_only_hosts_that_need_a_database_may_log_in_to_it(rendered: pathlib.Path
     addresses = {"distributed": ["129", "130", "131"], "single_host": ["129"]}[rendered.name]
     assert rules == [
         ("local", "all", "postgres", "peer"),
-        ("hostssl", "airflow_db", "airflow_user", "192.168.83.129/32", "scram-sha-256", "clientcert=verify-ca"),
+        ("hostssl", "airflow_db", "+airflow_user", "192.168.83.129/32", "scram-sha-256", "clientcert=verify-ca"),
         *(
             (
                 "hostssl",
                 "airflow_results_db",
-                "airflow_results_worker",
+                "+airflow_results_worker",
                 f"192.168.83.{last}/32",
                 "scram-sha-256",
                 "clientcert=verify-ca",
