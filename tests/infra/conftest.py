@@ -16,12 +16,13 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import airflow_api
 import cluster as topology
 import pytest
+import security_tables
 import testinfra
 from testinfra.host import Host
 
@@ -206,10 +207,50 @@ def snapshot(host: Host) -> list[str]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option of the benchmarks."""
+    """Add the options that make documents."""
     parser.addoption(
         "--figures", type=pathlib.Path, metavar="FILE", help="append what a switch takes (test_under_load.py)"
     )
+    parser.addoption(
+        "--security-tables",
+        action="store_true",
+        help="write the README's tables (test_stranger.py, test_vm_attempts.py and test_least_privilege.py together)",
+    )
+
+
+#: Keys of the rows of the README's security section that a passed test has shown.
+SHOWN = pytest.StashKey[set[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin with no row."""
+    config.stash[SHOWN] = set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note which rows a passed test shows: the marker ``shows`` has their keys."""
+    report = yield
+    if call.when == "call" and report.passed:
+        item.config.stash[SHOWN].update(key for mark in item.iter_markers("shows") for key in mark.args)
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def written_tables(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With ``--security-tables``, write the README's tables, when all of their rows were seen."""
+    if not request.config.getoption("--security-tables"):
+        yield
+        return
+    cluster = request.getfixturevalue("cluster")
+    assert cluster.mode == "celery", "the tables are those of a cluster in celery mode"
+    yield
+    shown: set[str] = request.config.stash[SHOWN]
+    missing = security_tables.unseen(shown)
+    assert not missing, f"not seen, and so nothing is written: {missing}"
+    security_tables.write(security_tables.port_rows(cluster.groups, cluster.variables, cluster.mode))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -100,6 +100,7 @@ def test_its_login_takes_its_tasks_and_answers(cluster: Cluster, vm: str) -> Non
     assert python(cluster, vm, BROKER, ATTEMPTS=attempts, URL="") == ["done"] * len(attempts)
 
 
+@pytest.mark.shows("other-queues")
 def test_it_reads_no_other_queue(cluster: Cluster, vm: str, other: str) -> None:
     queues = [f"{other}_queue", "all_vms_queue", "file_transfer_queue"]
     attempts: Attempts = [(what, [queue]) for queue in queues for what in ("basic_get", "basic_consume", "queue_purge")]
@@ -109,16 +110,19 @@ def test_it_reads_no_other_queue(cluster: Cluster, vm: str, other: str) -> None:
     assert refused_by_the_broker(cluster, vm, attempts) == {}
 
 
+@pytest.mark.shows("write-queues")
 def test_it_writes_to_no_queue(cluster: Cluster, vm: str, other: str) -> None:
     attempts: Attempts = [("send", ["", queue]) for queue in (f"{vm}_queue", f"{other}_queue", "default")]
     attempts += [("send", [queue, queue]) for queue in (f"{vm}_queue", f"{other}_queue", "default", "all_vms_queue")]
     assert refused_by_the_broker(cluster, vm, attempts) == {}
 
 
+@pytest.mark.shows("command")
 def test_it_commands_no_worker(cluster: Cluster, vm: str) -> None:
     assert refused_by_the_broker(cluster, vm, [("send", ["amq.fanout", ""])]) == {}
 
 
+@pytest.mark.shows("declare")
 def test_it_declares_and_deletes_nothing(cluster: Cluster, vm: str, other: str) -> None:
     attempts: Attempts = [
         ("queue_declare", ["a_new_queue"]),
@@ -159,6 +163,7 @@ def test_each_vm_has_a_user_of_its_own(cluster: Cluster, broker: Callable[..., A
     assert len({cluster.secret(f"broker_password_{name}") for name in on_vms}) == len(on_vms)
 
 
+@pytest.mark.shows("results")
 def test_it_reads_and_writes_results_and_cannot_take_them_away(cluster: Cluster, vm: str) -> None:
     allowed = [
         "SELECT * FROM celery_taskmeta LIMIT 1",
@@ -183,6 +188,7 @@ def test_it_reads_and_writes_results_and_cannot_take_them_away(cluster: Cluster,
         assert "permission denied" in came or "must be owner" in came, (statement, came)
 
 
+@pytest.mark.shows("other-databases")
 def test_it_reaches_no_other_database(cluster: Cluster, vm: str) -> None:
     for database in ("airflow_db", "postgres", "template1"):
         (said,) = python(cluster, vm, DATABASE, DATABASE=database, STATEMENTS=["SELECT 1"])
@@ -225,17 +231,19 @@ def key_of(cluster: Cluster, vm: str) -> str:
     return str(cluster.host(vm).file("/etc/airflow/secrets/api_secret_key").content_string)
 
 
-def who_is(url: str, key: str) -> requests.Response:
+def who_is(cluster: Cluster, url: str, key: str) -> requests.Response:
     """Ask as the first user, remembered by a cookie that is signed with this key, as Flask-Login does."""
     signature = hmac.new(key.encode(), b"1", hashlib.sha512).hexdigest()
     cookies = {"remember_token": f"1|{signature}"}
-    return requests.get(f"{url}/auth/users/userinfo/", cookies=cookies, timeout=30, allow_redirects=False)
+    page = f"{url}/auth/users/userinfo/"
+    return requests.get(page, cookies=cookies, verify=cluster.ca, timeout=30, allow_redirects=False)
 
 
+@pytest.mark.shows("session")
 def test_its_key_makes_no_session_of_the_ui(cluster: Cluster, api_url: str, vm: str) -> None:
-    inside = who_is(api_url, cluster.secret("session_secret_key"))
+    inside = who_is(cluster, api_url, cluster.secret("session_secret_key"))
     assert inside.status_code == 200, "the way in is another one: this test proves nothing"
-    outside = who_is(api_url, key_of(cluster, vm))
+    outside = who_is(cluster, api_url, key_of(cluster, vm))
     assert outside.status_code == 302
     assert "/auth/login/" in outside.headers["location"]
 
@@ -252,6 +260,7 @@ def token(key: str, **claims: Any) -> str:
     return f"{text}.{encoded(hmac.new(key.encode(), text.encode(), hashlib.sha512).digest())}"
 
 
+@pytest.mark.shows("trigger")
 def test_its_key_triggers_no_dag(cluster: Cluster, api_url: str, vm: str) -> None:
     def triggered(key: str) -> int:
         bearer = token(key, sub="1", aud="apache-airflow", iss=None)
@@ -260,6 +269,7 @@ def test_its_key_triggers_no_dag(cluster: Cluster, api_url: str, vm: str) -> Non
             f"{api_url}/api/v2/dags/no_such_dag/dagRuns",
             json=body,
             headers={"Authorization": f"Bearer {bearer}"},
+            verify=cluster.ca,
             timeout=30,
         )
         return answer.status_code
