@@ -6,17 +6,17 @@ kind of attempt stands one that is allowed: so a refusal is about the right, and
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
+import attempts as intruders
 import pytest
 import requests
 from conftest import Cluster, calls
+from intruder import signed_as
 
 #: Each attempt has a channel of its own, as the broker closes one that was refused something.
 BROKER = """
@@ -248,34 +248,23 @@ def test_its_key_makes_no_session_of_the_ui(cluster: Cluster, api_url: str, vm: 
     assert "/auth/login/" in outside.headers["location"]
 
 
-def token(key: str, **claims: Any) -> str:
-    """A token of the API, signed with this key."""
-
-    def encoded(part: bytes) -> str:
-        return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
-
-    now = int(time.time())
-    parts = [{"alg": "HS512", "typ": "JWT"}, {"iat": now, "nbf": now, "exp": now + 300, **claims}]
-    text = ".".join(encoded(json.dumps(part).encode()) for part in parts)
-    return f"{text}.{encoded(hmac.new(key.encode(), text.encode(), hashlib.sha512).digest())}"
-
-
 @pytest.mark.shows("trigger")
 def test_its_key_triggers_no_dag(cluster: Cluster, api_url: str, vm: str) -> None:
-    def triggered(key: str) -> int:
-        bearer = token(key, sub="1", aud="apache-airflow", iss=None)
-        body = {"logical_date": None}
+    def triggered(bearer: str) -> int:
         answer = requests.post(
             f"{api_url}/api/v2/dags/no_such_dag/dagRuns",
-            json=body,
+            json={"logical_date": None},
             headers={"Authorization": f"Bearer {bearer}"},
             verify=cluster.ca,
             timeout=30,
         )
         return answer.status_code
 
-    assert triggered(cluster.secret("jwt_secret")) == 404, "the token is another one: this test proves nothing"
-    assert triggered(key_of(cluster, vm)) in (401, 403)
+    login = {"username": "admin", "password": cluster.secret("admin_password")}
+    given = requests.post(f"{api_url}/auth/token", json=login, verify=cluster.ca, timeout=30).json()["access_token"]
+    right = signed_as(given, cluster.secret("jwt_private_key"), "apache-airflow")
+    assert triggered(right) == 404, "the token is another one: this test proves nothing"
+    assert triggered(intruders.token(key_of(cluster, vm), "apache-airflow")) in (401, 403)
 
 
 def test_its_worker_works_without_a_complaint(cluster: Cluster, vm: str) -> None:

@@ -21,7 +21,7 @@ from intruder import Stranger, foreign_certificates, hold, port_rows, rows, sign
 
 #: With a good margin: eight seconds a host that is silent.
 SECONDS_OF_A_SCAN = 60
-NOT_THE_PASSWORD = "not-the-password"  # noqa: S105 - it is none
+NOT_THE_PASSWORD = "not-the-password"
 #: What the API server looks for in a token.
 API_AUDIENCE = "apache-airflow"
 EXECUTION_AUDIENCE = "urn:airflow.apache.org:task"
@@ -112,10 +112,7 @@ def test_the_ways_that_are_tried_are_ways_in(cluster: Cluster, stranger: Strange
     login = {"username": "admin", "password": cluster.secret("admin_password")}
     asked = {"do": "http", **ui, "path": "/auth/token", "method": "POST", "body": login, "content": True}
     token = json.loads(tried(stranger.python, {"login": asked})["login"])["access_token"]
-    try:
-        key = cluster.secret("jwt_private_key")
-    except FileNotFoundError:
-        key = cluster.secret("jwt_secret")
+    key = cluster.secret("jwt_private_key")
 
     def signed(audience: str, path: str) -> dict[str, Any]:
         return {
