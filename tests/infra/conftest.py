@@ -208,6 +208,7 @@ def snapshot(host: Host) -> list[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that make documents."""
+    parser.addoption("--rotation", action="store_true", help="replace every secret, twice (test_rotation.py)")
     parser.addoption(
         "--figures", type=pathlib.Path, metavar="FILE", help="append what a switch takes (test_under_load.py)"
     )

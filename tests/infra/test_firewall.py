@@ -38,7 +38,10 @@ def expected(cluster: Cluster, name: str) -> set[str]:
 
 def live(host: Host) -> set[str]:
     """The same, as the kernel has it. IPv6 is left to the tests without a host: the lab has none but link-local."""
-    listed = json.loads(host.check_output("nft --json list table inet firewalld"))["nftables"]
+    asked = host.run("nft --json list table inet firewalld")
+    if "No such file or directory" in asked.stderr:
+        return set()
+    listed = json.loads(asked.stdout)["nftables"]
     found = set()
     for entry in listed:
         rule = entry.get("rule", {})
@@ -135,8 +138,7 @@ def test_a_run_puts_right_what_a_hand_has_done(cluster: Cluster, site: SiteRun) 
 def test_a_connection_outlives_a_restart(cluster: Cluster, vm: Host) -> None:
     """A session of a worker's host with the broker, while the broker's firewall is stopped and started."""
     broker = cluster.host(cluster.first("rabbitmq"))
-    port = int(cluster.variables[cluster.first("rabbitmq")].get("rabbitmq_port", 5672))
-    count = f"ss --no-header --numeric --tcp state established '( sport = :{port} )' | awk '{{print $3, $4}}' | sort"
+    count = "ss --no-header --numeric --tcp state established '( sport = :5671 )' | awk '{print $3, $4}' | sort"
     before = set(broker.check_output(count).splitlines())
     assert before
     assert broker.run("systemctl restart firewalld").rc == 0

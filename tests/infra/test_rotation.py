@@ -29,8 +29,12 @@ KEY = "/etc/airflow/ssh/id_ed25519"
 #: Says whether a database lets a login in: 'in', or the reason why not.
 LOG_IN = """
 import psycopg
+FILES = {"sslrootcert": "ca.pem", "sslcert": "host.pem", "sslkey": "host.key"}
 try:
-    psycopg.connect(host=HOST, dbname=NAME, user=USER, password=PASSWORD, connect_timeout=10).close()
+    tls = {name: f"/etc/airflow/tls/{file}" for name, file in FILES.items()}
+    psycopg.connect(
+        host=HOST, dbname=NAME, user=USER, password=PASSWORD, connect_timeout=10, sslmode="verify-full", **tls
+    ).close()
     print("in")
 except psycopg.OperationalError as error:
     print(error)
@@ -38,8 +42,10 @@ except psycopg.OperationalError as error:
 #: The same for the broker, by AMQP.
 LOG_IN_TO_BROKER = """
 import kombu
+FILES = {"ca_certs": "ca.pem", "certfile": "host.pem", "keyfile": "host.key"}
 try:
-    with kombu.Connection(URL, connect_timeout=10) as connection:
+    tls = {name: f"/etc/airflow/tls/{file}" for name, file in FILES.items()}
+    with kombu.Connection(URL, connect_timeout=10, ssl=tls) as connection:
         connection.connect()
     print("in")
 except Exception as error:
@@ -54,7 +60,9 @@ def from_celery_mode(cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def options(arguments: list[str], site: SiteRun) -> Iterator[list[str]]:  # noqa: F811
+def options(request: pytest.FixtureRequest, arguments: list[str], site: SiteRun) -> Iterator[list[str]]:  # noqa: F811
+    if not request.config.getoption("--rotation"):
+        pytest.skip("half an hour, with a wait for tokens to expire: pytest tests/infra/test_rotation.py --rotation")
     given = [*arguments, "--extra-vars", json.dumps({"airflow_config": SHORT})]
     site(*given)
     yield given
@@ -81,17 +89,17 @@ def database(cluster: Cluster, name: str, login: str, password: str) -> str:
 
 def broker_says(cluster: Cluster, login: str, password: str) -> str:
     url = (cluster.address(cluster.first("rabbitmq")), login, password)
-    return asked(cluster, LOG_IN_TO_BROKER, URL=f"amqp://{url[1]}:{url[2]}@{url[0]}:5672/airflow_host")
+    return asked(cluster, LOG_IN_TO_BROKER, URL=f"amqps://{url[1]}:{url[2]}@{url[0]}:5671/airflow_host")
 
 
-def answer(url: str, *, login: tuple[str, str] | None = None, token: str = "") -> int:
+def answer(cluster: Cluster, url: str, *, login: tuple[str, str] | None = None, token: str = "") -> int:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return int(requests.get(url, auth=login, headers=headers, timeout=30).status_code)
+    return int(requests.get(url, auth=login, headers=headers, verify=cluster.ca, timeout=30).status_code)
 
 
-def token(api_url: str, password: str) -> str:
+def token(cluster: Cluster, api_url: str, password: str) -> str:
     login = {"username": "admin", "password": password}
-    said = requests.post(f"{api_url}/auth/token", json=login, timeout=30)
+    said = requests.post(f"{api_url}/auth/token", json=login, verify=cluster.ca, timeout=30)
     return str(said.json().get("access_token", "")) if said.ok else ""
 
 
@@ -109,12 +117,12 @@ def let_in(cluster: Cluster) -> dict[str, list[str]]:
     }
 
 
-def variable(api_url: str, bearer: str, value: str | None = None) -> str:
+def variable(cluster: Cluster, api_url: str, bearer: str, value: str | None = None) -> str:
     url, headers = f"{api_url}/api/v2/variables", {"Authorization": f"Bearer {bearer}"}
     if value is not None:
         body = {"key": "rotation", "value": value}
-        requests.post(url, json=body, headers=headers, timeout=30).raise_for_status()
-    return str(requests.get(f"{url}/rotation", headers=headers, timeout=30).json()["value"])
+        requests.post(url, json=body, headers=headers, verify=cluster.ca, timeout=30).raise_for_status()
+    return str(requests.get(f"{url}/rotation", headers=headers, verify=cluster.ca, timeout=30).json()["value"])
 
 
 def test_all_secrets_under_load_and_killed_on_the_way(
@@ -126,11 +134,11 @@ def test_all_secrets_under_load_and_killed_on_the_way(
     broker: Callable[..., Any],
 ) -> None:
     old, old_key, old_logins = values(cluster), public_key(main), logins(cluster)
-    old_token = token(api_url, old["admin_password"])
-    assert variable(api_url, old_token, "a value that is encrypted") == "a value that is encrypted"
-    assert answer(f"{api_url}/api/v2/variables", token=old_token) == 200
+    old_token = token(cluster, api_url, old["admin_password"])
+    assert variable(cluster, api_url, old_token, "a value that is encrypted") == "a value that is encrypted"
+    assert answer(cluster, f"{api_url}/api/v2/variables", token=old_token) == 200
 
-    api = airflow_api.AirflowApi(api_url, "admin", old["admin_password"])
+    api = airflow_api.AirflowApi(api_url, "admin", old["admin_password"], ca=cluster.ca)
     first = trigger(api)
     # With both keys on the VMs; with keys announced to some hosts; after the switch, before the end.
     killed(cluster, "Change keys on main", *options, playbook=ROTATE)
@@ -141,7 +149,7 @@ def test_all_secrets_under_load_and_killed_on_the_way(
     # Whoever runs site.yml now does no harm.
     half = site(*options)
     assert "is under way. If it was interrupted, finish it" in " ".join(half.stdout.split())
-    api = airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password.new"))
+    api = airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password.new"), ca=cluster.ca)
     last = trigger(api)
     site(*options, playbook=ROTATE)
     for run_id in (first, during, last):
@@ -168,12 +176,12 @@ def test_all_secrets_under_load_and_killed_on_the_way(
         "airflow_admin",
         *map(new_logins.__getitem__, at_broker),
     }
-    assert token(api_url, old["admin_password"]) == ""
-    assert answer(f"{api_url}/api/v2/variables", token=old_token) == 401
-    assert variable(api_url, token(api_url, new["admin_password"])) == "a value that is encrypted"
-    flower = f"http://{cluster.address(cluster.first('flower'))}:5555/api/workers"
-    assert answer(flower, login=("admin", old["flower_password"])) == 401
-    assert answer(flower, login=("admin", new["flower_password"])) == 200
+    assert token(cluster, api_url, old["admin_password"]) == ""
+    assert answer(cluster, f"{api_url}/api/v2/variables", token=old_token) == 401
+    assert variable(cluster, api_url, token(cluster, api_url, new["admin_password"])) == "a value that is encrypted"
+    flower = f"https://{cluster.address(cluster.first('flower'))}:5555/api/workers"
+    assert answer(cluster, flower, login=("admin", old["flower_password"])) == 401
+    assert answer(cluster, flower, login=("admin", new["flower_password"])) == 200
     assert main.file("/etc/airflow/secrets/fernet_key").content_string == new["fernet_key"]
     assert len(json.loads(main.file("/etc/airflow/secrets/jwt_public_keys").content_string)["keys"]) == 1
     assert public_key(main) != old_key
@@ -185,7 +193,7 @@ def test_logins_take_turns_and_own_nothing(
     cluster: Cluster, site: SiteRun, options: list[str], api_url: str, broker: Callable[..., Any]
 ) -> None:
     before = logins(cluster)
-    api = airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password"))
+    api = airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password"), ca=cluster.ca)
     run_id = trigger(api)
     began = time.monotonic()
     site(*options, "--extra-vars", "names=database,results_database,broker", playbook=ROTATE)
