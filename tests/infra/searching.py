@@ -80,7 +80,9 @@ def forms(value: str) -> list[str]:
     # The end of base64 depends on what follows.
     found.add(encoded[: len(encoded) // 4 * 4 - 4])
     if "\n" in plain:  # a key in PEM: its lines
-        found = {line for line in plain.splitlines() if len(line) > 30 and not line.startswith("---")}
+        lines = [line for line in plain.splitlines() if len(line) > 30 and not line.startswith("---")]
+        # What follows in PKCS 8 is the public key, which the certificate shows as well.
+        found = set(lines[:2] if "BEGIN PRIVATE KEY" in plain else lines)
     return sorted(found)
 
 
@@ -153,3 +155,6 @@ def watched(cluster: Cluster, secrets: Mapping[str, str]) -> Iterator[Watch]:
             process.wait(timeout=20)
         for thread in threads:
             thread.join(timeout=20)
+        for process in started.values():
+            if process.stdout is not None:
+                process.stdout.close()
