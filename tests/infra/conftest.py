@@ -208,7 +208,7 @@ def snapshot(host: Host) -> list[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that make documents."""
-    parser.addoption("--rotation", action="store_true", help="replace every secret, twice (test_rotation.py)")
+    parser.addoption("--slow", action="store_true", help="also those tests that take many minutes")
     parser.addoption(
         "--figures", type=pathlib.Path, metavar="FILE", help="append what a switch takes (test_under_load.py)"
     )
@@ -252,6 +252,13 @@ def written_tables(request: pytest.FixtureRequest) -> Iterator[None]:
     missing = security_tables.unseen(shown)
     assert not missing, f"not seen, and so nothing is written: {missing}"
     security_tables.write(security_tables.port_rows(cluster.groups, cluster.variables, cluster.mode))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what takes many minutes, unless it is asked for."""
+    marked = item.get_closest_marker("slow")
+    if marked and not item.config.getoption("--slow"):
+        pytest.skip(f"{marked.args[0]}: pytest tests/infra/{item.path.name} --slow")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

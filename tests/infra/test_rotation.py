@@ -60,9 +60,7 @@ def from_celery_mode(cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def options(request: pytest.FixtureRequest, arguments: list[str], site: SiteRun) -> Iterator[list[str]]:  # noqa: F811
-    if not request.config.getoption("--rotation"):
-        pytest.skip("half an hour, with a wait for tokens to expire: pytest tests/infra/test_rotation.py --rotation")
+def options(arguments: list[str], site: SiteRun) -> Iterator[list[str]]:  # noqa: F811
     given = [*arguments, "--extra-vars", json.dumps({"airflow_config": SHORT})]
     site(*given)
     yield given
@@ -125,6 +123,7 @@ def variable(cluster: Cluster, api_url: str, bearer: str, value: str | None = No
     return str(requests.get(f"{url}/rotation", headers=headers, verify=cluster.ca, timeout=30).json()["value"])
 
 
+@pytest.mark.slow("half an hour, with a wait for tokens to expire")
 def test_all_secrets_under_load_and_killed_on_the_way(
     cluster: Cluster,
     api_url: str,
@@ -189,6 +188,7 @@ def test_all_secrets_under_load_and_killed_on_the_way(
     assert main.run(f"ls {KEY}*").stdout.split() == [KEY, f"{KEY}.pub"]
 
 
+@pytest.mark.slow("ten minutes")
 def test_logins_take_turns_and_own_nothing(
     cluster: Cluster, site: SiteRun, options: list[str], api_url: str, broker: Callable[..., Any]
 ) -> None:

@@ -45,6 +45,8 @@ def test_a_run_and_its_tasks_show_no_secret(
     cluster: Cluster, secrets: dict[str, str], site: SiteRun, api: airflow_api.AirflowApi
 ) -> None:
     """A run that writes secrets and passwords anew, with all that Ansible can say, and tasks meanwhile."""
+    if cluster.mode != "celery":
+        pytest.skip("in celery mode, where more hosts have secrets")
     for name in cluster.members["airflow"]:
         cluster.host(name).run("rm /etc/airflow/secrets/broker_url /etc/airflow/secrets/api_secret_key")
     database = cluster.host(cluster.first("postgresql"))
