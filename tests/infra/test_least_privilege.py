@@ -279,4 +279,5 @@ def test_its_worker_works_without_a_complaint(cluster: Cluster, vm: str) -> None
     assert bad == []
 
 
-COMPLAINTS = ("[error", "[critical", "ERROR", "CRITICAL", "ACCESS_REFUSED", "Traceback")
+#: What a right that is missing leaves there. Errors of tasks, which other tests cause, stand there as well.
+COMPLAINTS = ("[critical", "CRITICAL", "ACCESS_REFUSED", "AccessRefused", "permission denied")
