@@ -75,6 +75,7 @@ def test_nothing_is_left_when_the_data_go_too(cluster: Cluster, site: SiteRun, p
     site("--extra-vars", "yes=true", playbook=RESET)
     site("--extra-vars", "yes=true data=remove", playbook=RESET)
     assert list(secrets.iterdir()) == []
+    assert not (secrets.parent / "certificates").exists()
     for name in cluster.members["cluster"]:
         host = cluster.host(name)
         assert not host.user("airflow").exists
