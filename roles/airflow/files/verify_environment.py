@@ -48,7 +48,9 @@ def packages(site: pathlib.Path) -> tuple[dict[str, dict[str, str]], dict[str, t
         name = re.sub(r"[-_.]+", "-", re.findall(r"^Name: *(\S+)", metadata, re.MULTILINE)[0]).lower()
         version = re.findall(r"^Version: *(\S+)", metadata, re.MULTILINE)[0]
         record = (information / "RECORD").read_text(encoding="utf-8")
-        digest = hashlib.sha256("\n".join(sorted(record.splitlines())).encode()).hexdigest()
+        # uv notes when it read a package that was built here: it differs from host to host.
+        lines = [line for line in record.splitlines() if ".dist-info/uv_cache.json," not in line]
+        digest = hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
         found[name] = {"version": version, "record": digest}
         for path, digest, _size in csv.reader(record.splitlines()):
             files[os.path.relpath(site / path, environment)] = (name, digest)
