@@ -33,6 +33,19 @@ def tasks(entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield from tasks(entry.get(part, []))
 
 
+def leaves(value: Any) -> Iterator[str]:
+    """Return the texts of a task, without those of its blocks' tasks."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            if name not in ("block", "rescue", "always"):
+                yield from leaves(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from leaves(entry)
+    elif isinstance(value, str):
+        yield value
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_the_interface_is_what_the_defaults_are(role: str) -> None:
     options = load(ROOT / "roles" / role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
@@ -91,6 +104,13 @@ def test_tasks(path: pathlib.Path) -> None:
         if SECRET.search(names_only) and not including:
             assert hidden, f"{path}: {name!r} handles a secret without no_log"
         assert not task.get("ignore_errors"), f"{path}: {name!r} ignores errors"
+
+
+@pytest.mark.parametrize("path", task_files(), ids=lambda path: str(path.relative_to(ROOT / "roles")))
+def test_no_task_has_an_escape_that_jinja_does_not_know(path: pathlib.Path) -> None:
+    r"""Ansible hands ``join('\n')`` on as a backslash and an n, unless YAML has made a newline of it."""
+    for task in tasks(load(path) or []):
+        assert re.findall(r"""join\(["'][^"']*\\[nt]""", "\x00".join(leaves(task))) == [], task["name"]
 
 
 def test_nothing_is_installed_outside_a_lock() -> None:
