@@ -61,7 +61,7 @@ def command(name: str, installer: pathlib.Path, environment: pathlib.Path) -> li
         "{{ __airflow_environment }}": str(environment),
         "{{ __airflow_python }}": sys.executable,
     }
-    arguments: list[str] = tasks(yaml.safe_load((ROOT / "roles/airflow/tasks/install.yml").read_text()))[name][
+    arguments: list[str] = tasks(yaml.safe_load((ROOT / "roles/airflow/tasks/environment.yml").read_text()))[name][
         "ansible.builtin.command"
     ]["argv"]
     for place, path in places.items():
