@@ -134,3 +134,11 @@ def test_a_lock_pins_and_hashes_everything(lock: pathlib.Path) -> None:
     for line in requirements:
         assert re.match(r"[a-z0-9.\[\]-]+==[^ ]+ .*--hash=sha256:[0-9a-f]{64}", line), line
     assert not re.search(r"https?://|--index-url", lock.read_text())
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("roles/*/vars/*.yml"), *ROOT.glob("group_vars/all/*.yml")]), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_no_variable_has_an_escape_that_jinja_hands_on(path: pathlib.Path) -> None:
+    r"""A doubled backslash stays two in a variable: ``'\\1'`` puts a backslash and a 1 in, and not a group."""
+    assert [text for text in leaves(load(path)) if re.search(r"\\\\\d", text)] == []
