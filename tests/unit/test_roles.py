@@ -148,7 +148,7 @@ def test_no_variable_has_an_escape_that_jinja_hands_on(path: pathlib.Path) -> No
 
 def test_no_name_is_both_kept_and_given() -> None:
     """What a task keeps for the rest of a run wins over what a later task is given under the same name."""
-    plays = [play for path in sorted(ROOT.glob("playbooks/*.yml")) + [ROOT / "site.yml"] for play in load(path)]
+    plays = [play for path in [*sorted(ROOT.glob("playbooks/*.yml")), ROOT / "site.yml"] for play in load(path)]
     files = [load(path) or [] for path in task_files() + sorted(ROOT.glob("playbooks/tasks/*.yml"))]
     every = [task for entries in [*files, *(play.get("tasks", []) for play in plays)] for task in tasks(entries)]
     kept = {task["register"] for task in every if "register" in task}
