@@ -119,6 +119,8 @@ def variable(cluster: Cluster, api_url: str, bearer: str, value: str | None = No
     url, headers = f"{api_url}/api/v2/variables", {"Authorization": f"Bearer {bearer}"}
     if value is not None:
         body = {"key": "rotation", "value": value}
+        # Of a run that was ended half-way.
+        requests.delete(f"{url}/rotation", headers=headers, verify=cluster.ca, timeout=30)
         requests.post(url, json=body, headers=headers, verify=cluster.ca, timeout=30).raise_for_status()
     return str(requests.get(f"{url}/rotation", headers=headers, verify=cluster.ca, timeout=30).json()["value"])
 
