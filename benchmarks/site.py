@@ -272,8 +272,9 @@ def measure_ours(noops: int, number: int, profiles: dict[str, list[Profile]]) ->
     try:
         for mode in ("ssh", "celery"):
             figures[mode] = [running.playbook(values={"mode": mode})]
-    finally:
+    except BaseException:
         running.playbook()
+        raise
     try:
         text = (measured.ROOT / f"dags/{DAG}.py").read_text() + f"\n# round {number}\n"
         with running.more_dags({f"{DAG}.py": text}) as dags:

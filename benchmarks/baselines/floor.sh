@@ -99,7 +99,8 @@ build_wheel() {
   local project=$1 place_here=$2
   "${FLOOR_UV}" run --quiet --no-project --no-python-downloads --no-build \
     --with-requirements "${project}/roles/airflow/files/installer.txt" \
-    --directory "${project}/remote_tasks" python -m hatchling build -t wheel -d "${place_here}" > /dev/null
+    --directory "${project}/remote_tasks" python -m hatchling build -t wheel -d "${place_here}" \
+    > "${place_here}/../wheel.log" 2>&1 || { cat "${place_here}/../wheel.log" >&2; return 1; }
 }
 
 install() {
