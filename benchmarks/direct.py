@@ -14,7 +14,6 @@ import pathlib
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,7 +59,11 @@ from reference_tasks import QUEUE, TASK, app
 
 def call():
     sent = app.send_task(TASK, args=[VM, "hostname"], queue=QUEUE, task_id=f"benchmark-{uuid.uuid4()}")
-    return sent.get(timeout=60, **({"interval": INTERVAL} if INTERVAL else {}))
+    return sent.get(timeout=120, **({"interval": INTERVAL} if INTERVAL else {}))
+"""
+FIRST = """
+import json
+print(json.dumps(call()["success"]))
 """
 
 
@@ -105,18 +108,13 @@ def reference(cluster: running.Cluster) -> Iterator[str]:
         start = ["systemd-run", "--quiet", "--collect", "--unit", UNIT, "--property", "KillMode=control-group", *worker]
         try:
             cluster.run(cluster.main, shlex.join(start))
-            for _ in range(120):
-                lines = cluster.run(
-                    cluster.groups["rabbitmq"][0], "rabbitmqctl -q list_queues -p airflow_host name consumers"
-                ).splitlines()
-                if f"{QUEUE}\t1" in lines:
-                    break
-                time.sleep(0.5)
-            else:
-                message = "the reference's worker does not start: " + cluster.run(
-                    cluster.main, f"journalctl -u {UNIT} -n 20 --no-pager -o cat"
-                )
-                raise running.BenchmarkError(message)
+            try:
+                # Its queue is made by the first to ask for it, and the call waits until the worker is there.
+                cluster.python(THEIRS + FIRST, {"PLACE": place, "VM": cluster.vm(), "INTERVAL": None})
+            except running.BenchmarkError as error:
+                said = cluster.run(cluster.main, f"journalctl -u {UNIT} -n 20 --no-pager -o cat")
+                message = f"the reference's worker does not work: {error} {said}"
+                raise running.BenchmarkError(message) from error
             yield place
         finally:
             cluster.run(cluster.main, f"systemctl stop {UNIT}.service || true")

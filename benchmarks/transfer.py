@@ -147,7 +147,7 @@ class Sending:
             "SOURCE": self.source,
             "DEST": self.dest,
             "PATH": f"{self.here}/{name}",
-            "GOAL": f"{self.there}/{name}",
+            "GOAL": f"{self.there}/{pathlib.PurePath(name).name}",
             "PACK": f"{self.here}/{name}.tar",
         }
         return float(self.cluster.python(script, {**constants, **values}))
