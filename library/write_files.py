@@ -29,6 +29,7 @@ options:
       owner: {type: str, default: root, description: Its user.}
       group: {type: str, default: root, description: Its group.}
       mode: {type: str, required: true, description: 'Its mode, such as "0644".'}
+      validate: {type: str, description: 'A command that tries the text before it is put in place; %s is its file.'}
   alone_in:
     type: list
     elements: path
@@ -74,7 +75,7 @@ class Writer:
             if changed:
                 self._note(path, before, content)
                 if not self._module.check_mode:
-                    self._put(path, content.encode())
+                    self._put(path, content.encode(), entry["validate"])
         # A check of a bare host knows neither the path nor, maybe, the user that it is to belong to.
         if os.path.exists(path) and not (changed and self._module.check_mode):
             attributes = {name: entry[name] for name in ("path", "owner", "group", "mode")}
@@ -102,10 +103,17 @@ class Writer:
         except FileNotFoundError:
             return b"\0"  # other than an empty file
 
-    def _put(self, path: str, content: bytes) -> None:
+    def _put(self, path: str, content: bytes, validate: str | None) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=self._module.tmpdir)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
+        if validate:
+            status, said, complaint = self._module.run_command(validate % temporary)
+            if status != 0:
+                os.unlink(temporary)
+                self._module.fail_json(
+                    msg=f"{path} is refused, and left as it was: {(said + complaint).strip()}", written=self.written
+                )
         self._module.atomic_move(temporary, path)
 
     def _note(self, path: str, before: bytes, content: str) -> None:
@@ -128,6 +136,7 @@ def main() -> None:
                     "owner": {"type": "str", "default": "root"},
                     "group": {"type": "str", "default": "root"},
                     "mode": {"type": "str", "required": True},
+                    "validate": {"type": "str"},
                 },
             },
             "alone_in": {"type": "list", "elements": "path", "default": []},

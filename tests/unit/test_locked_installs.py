@@ -11,10 +11,8 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAME = "locked-example"
@@ -46,28 +44,11 @@ def build_wheel(directory, *_):
     return path
 
 
-def tasks(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    found = {}
-    for entry in entries:
-        found[entry["name"]] = entry
-        found |= tasks(entry.get("block", []))
-    return found
-
-
-def command(name: str, installer: pathlib.Path, environment: pathlib.Path) -> list[str]:
-    """A command of the role, as it is on a host with these places."""
-    places = {
-        "{{ __airflow_installer }}": str(installer),
-        "{{ __airflow_environment }}": str(environment),
-        "{{ __airflow_python }}": sys.executable,
-    }
-    arguments: list[str] = tasks(yaml.safe_load((ROOT / "roles/airflow/tasks/install.yml").read_text()))[name][
-        "ansible.builtin.command"
-    ]["argv"]
-    for place, path in places.items():
-        arguments = [argument.replace(place, path) for argument in arguments]
-    assert "{{" not in " ".join(arguments)
-    return arguments
+def command(step: str, environment: pathlib.Path) -> list[str]:
+    """A step of what makes the environment on a host; it is run in the installer's directory."""
+    program = ROOT / "roles/airflow/files/make_environment"
+    script = f'source "$1"; environment=$2 python=$3; {step}'
+    return ["bash", "-euc", script, "bash", str(program), str(environment), sys.executable]
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +72,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def installer(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str], uv: pathlib.Path) -> pathlib.Path:
     """The installer's own environment, with the pip that Python brings, and with uv."""
     directory = tmp_path_factory.mktemp("installer")
-    prepare = command("Prepare the installer's own environment", directory, directory / "environment")
-    subprocess.run(prepare, check=True, capture_output=True, env=settings)
+    (directory / "installer.txt").touch()
+    prepare = command("prepare_installer", directory / "environment")
+    subprocess.run(prepare, check=True, capture_output=True, env=settings, cwd=directory)
     (directory / "venv/bin/uv").symlink_to(uv)
     return directory
 
@@ -109,15 +91,15 @@ def test_only_what_the_lock_vouches_for_is_installed(
     lock = f"{NAME}==1.0" + ("" if kind == "none" else f" --hash=sha256:{digest}")
     environment = tmp_path / "environment"
     if tool == "uv":
-        make = command("Make an empty environment", installer, environment)
-        subprocess.run(make, check=True, capture_output=True, env=settings)
         (installer / "airflow.txt").write_text(lock)
-        install = command("Install Airflow from its lock (about a minute)", installer, environment)
+        install = command("install_airflow", environment)
     else:
         environment = installer / "venv"
         (installer / "installer.txt").write_text(lock)
-        install = command("Install the installer from its lock", installer, environment)
-    done = subprocess.run(install, check=False, capture_output=True, text=True, env=settings, cwd=tmp_path)
+        install = command("prepare_installer", environment)
+    (installer / "index").unlink(missing_ok=True)
+    (installer / "index").symlink_to(index)
+    done = subprocess.run(install, check=False, capture_output=True, text=True, env=settings, cwd=installer)
     said = done.stdout + done.stderr
     left = [*environment.glob("lib/python3*/site-packages/locked_example*")]
     for path in left:  # where pip installs, the next test does too

@@ -33,6 +33,19 @@ def tasks(entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield from tasks(entry.get(part, []))
 
 
+def leaves(value: Any) -> Iterator[str]:
+    """Return the texts of a task, without those of its blocks' tasks."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            if name not in ("block", "rescue", "always"):
+                yield from leaves(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from leaves(entry)
+    elif isinstance(value, str):
+        yield value
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_the_interface_is_what_the_defaults_are(role: str) -> None:
     options = load(ROOT / "roles" / role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
@@ -93,6 +106,13 @@ def test_tasks(path: pathlib.Path) -> None:
         assert not task.get("ignore_errors"), f"{path}: {name!r} ignores errors"
 
 
+@pytest.mark.parametrize("path", task_files(), ids=lambda path: str(path.relative_to(ROOT / "roles")))
+def test_no_task_has_an_escape_that_jinja_does_not_know(path: pathlib.Path) -> None:
+    r"""Ansible hands ``join('\n')`` on as a backslash and an n, unless YAML has made a newline of it."""
+    for task in tasks(load(path) or []):
+        assert re.findall(r"""join\(["'][^"']*\\[nt]""", "\x00".join(leaves(task))) == [], task["name"]
+
+
 def test_nothing_is_installed_outside_a_lock() -> None:
     for path in task_files():
         for task in tasks(load(path)):
@@ -114,3 +134,25 @@ def test_a_lock_pins_and_hashes_everything(lock: pathlib.Path) -> None:
     for line in requirements:
         assert re.match(r"[a-z0-9.\[\]-]+==[^ ]+ .*--hash=sha256:[0-9a-f]{64}", line), line
     assert not re.search(r"https?://|--index-url", lock.read_text())
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted([*ROOT.glob("roles/*/vars/*.yml"), *ROOT.glob("group_vars/all/*.yml")]),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_no_variable_has_an_escape_that_jinja_hands_on(path: pathlib.Path) -> None:
+    r"""A doubled backslash stays two in a variable: ``'\\1'`` puts a backslash and a 1 in, and not a group."""
+    assert [text for text in leaves(load(path)) if re.search(r"\\\\\d", text)] == []
+
+
+def test_no_name_is_both_kept_and_given() -> None:
+    """What a task keeps for the rest of a run wins over what a later task is given under the same name."""
+    plays = [play for path in [*sorted(ROOT.glob("playbooks/*.yml")), ROOT / "site.yml"] for play in load(path)]
+    files = [load(path) or [] for path in task_files() + sorted(ROOT.glob("playbooks/tasks/*.yml"))]
+    every = [task for entries in [*files, *(play.get("tasks", []) for play in plays)] for task in tasks(entries)]
+    kept = {task["register"] for task in every if "register" in task}
+    kept |= {name for task in every for name in task.get("ansible.builtin.set_fact", {}) if name != "cacheable"}
+    given = {name for entry in [*every, *plays] for name in entry.get("vars", {})}
+    # The one that playbooks of day 2 read from main, and hand to every host.
+    assert kept & given <= {"mode"}

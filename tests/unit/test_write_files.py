@@ -54,6 +54,15 @@ def test_what_differs_is_put_right_and_shown(tmp_path: pathlib.Path) -> None:
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a", "b", "c"]
 
 
+def test_a_text_is_tried_before_it_is_put_in_place(tmp_path: pathlib.Path) -> None:
+    entry = {"path": str(tmp_path / "a"), "mode": "0640", "validate": "grep -q good %s", **MINE}
+    assert run({"files": [{**entry, "content": "good\n"}]})["changed"]
+    refused = run({"files": [{**entry, "content": "bad\n"}]})
+    assert refused["failed"]
+    assert "is refused, and left as it was" in refused["msg"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["good\n"]
+
+
 def test_what_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "new").write_text("a file, where a directory is to be")
     found = run(wanted(tmp_path, a="one\n"))
