@@ -2,8 +2,8 @@
 """How long a switch of the mode takes under load, and how long a queue is without a consumer meanwhile.
 
 On a running cluster in mode celery (``./lab bench switch``): each round switches it to ssh and back with 70 tasks
-queued or running, by the tests of ``tests/infra/test_under_load.py``, which also account for every task. Writes
-``docs/benchmarks/switch.md``.
+queued or running, by the tests of ``tests/infra/test_under_load.py``, which also account for every task. Writes a page
+of its own, ``docs/benchmarks/switch.md``: there is nothing to hold it against.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,10 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import measured
+
 Figures = Mapping[str, Any]
 
 
@@ -47,8 +49,8 @@ def report(figures: Sequence[Figures], machine: str) -> str:
     lines = [
         "# A switch of the mode under load",
         "",
-        f"Made by `./lab bench switch`. {machine}; seconds, as median (range) of the rounds. Each task succeeded by",
-        "its first try and did its work once: the tests that measure this count what tasks left on the VMs.",
+        f"Made by `./lab bench switch`, on {machine}: seconds, as median (range) of the rounds.",
+        "Each task succeeded by its first try and did its work once, by what the tests that measure this count.",
         "",
     ]
     for to in ("ssh", "celery"):
@@ -75,16 +77,6 @@ def report(figures: Sequence[Figures], machine: str) -> str:
     return "\n".join(lines)
 
 
-def machine() -> str:
-    """Say what this is measured on."""
-    cores = len(
-        [line for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("processor")]
-    )
-    memory = int(pathlib.Path("/proc/meminfo").read_text().split()[1]) // 1024 // 1024
-    linux = ".".join(platform.release().split(".")[:2])
-    return f"Simulated VMs on one machine with {cores} cores and {memory} GiB, Linux {linux}"
-
-
 def main() -> None:
     """Measure and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -95,11 +87,11 @@ def main() -> None:
         for number in range(1, rounds + 1):
             print(f"round {number} of {rounds}", flush=True)
             tests = ["tests/infra/test_under_load.py", "--figures", str(noted), "-k", "test_switch_"]
-            subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=ROOT, check=True)
+            subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=measured.ROOT, check=True)
         figures = [json.loads(line) for line in noted.read_text().splitlines()]
-    target = ROOT / "docs/benchmarks/switch.md"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(report(figures, machine()))
+    target = measured.FIGURES / "switch.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(report(figures, measured.machine()))
     print(target.read_text())
 
 

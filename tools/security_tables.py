@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import cluster
+import marked
 
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
 #: What a stranger meets at a port that is open to anybody; at others there is no connection.
@@ -207,11 +207,6 @@ def port_rows(groups: cluster.Groups, variables: Mapping[str, cluster.HostVars],
     ]
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
 def port_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Render the table of ports; hosts whose rows are the same share them.
 
@@ -230,7 +225,7 @@ def port_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for host, cells in by_host.items():
         alike.setdefault(tuple(cells), []).append(host)
     lines = [(", ".join(hosts), *cells) for shared, hosts in alike.items() for cells in shared]
-    return _table(("host", "TCP port", "for", "who may connect", "what a stranger gets"), lines)
+    return marked.table(("host", "TCP port", "for", "who may connect", "what a stranger gets"), lines)
 
 
 def attempt_table(titles: Sequence[str], *parts: tuple[str, Sequence[Attempt]]) -> str:
@@ -244,7 +239,7 @@ def attempt_table(titles: Sequence[str], *parts: tuple[str, Sequence[Attempt]]) 
     rows = [
         (*([place] if where else []), attempt.what, attempt.gets) for place, attempts in parts for attempt in attempts
     ]
-    return _table(titles, rows)
+    return marked.table(titles, rows)
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -273,49 +268,10 @@ def unseen(keys: Collection[str]) -> list[str]:
     return [key for key in ("ports", *(attempt.key for attempt in ATTEMPTS)) if key not in keys]
 
 
-def _part(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(<!-- table {name}: [^>]*-->\n)(.*?)(<!-- end of table {name} -->)", re.DOTALL)
-
-
-def table_in(text: str, name: str) -> str:
-    """Take a table out of the README.
-
-    Args:
-        text: The README.
-        name: The table's name.
-
-    Raises:
-        ValueError: There are no marks for it.
-    """
-    found = _part(name).search(text)
-    if not found:
-        message = f"the README has no marks for table {name}: <!-- table {name}: ... --> <!-- end of table {name} -->"
-        raise ValueError(message)
-    return found[2].strip()
-
-
-def written(text: str, shown: Mapping[str, str]) -> str:
-    """Put tables between their marks.
-
-    Args:
-        text: The README.
-        shown: Name to table.
-
-    Returns:
-        The new README.
-    """
-    for name, table in shown.items():
-        table_in(text, name)
-        begin, end = text.index(f"<!-- table {name}:"), text.index(f"<!-- end of table {name} -->")
-        begin = text.index("-->", begin) + len("-->")
-        text = f"{text[:begin]}\n\n{table}\n\n{text[end:]}"
-    return text
-
-
 def write(rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the tables into the README.
 
     Args:
         rows: As made by `port_rows`.
     """
-    README.write_text(written(README.read_text(), tables(rows)))
+    README.write_text(marked.written(README.read_text(), tables(rows)))
