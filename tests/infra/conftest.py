@@ -7,6 +7,7 @@ tests run on the lab and on anybody's VMs alike.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import json
@@ -165,7 +166,12 @@ def killed(cluster: Cluster, at: str, *arguments: str, playbook: str = "site.yml
         else:
             raise AssertionError(f"the run came to no task {at!r}: {''.join(lines[-40:])}")
     finally:
+        # Each of Ansible's own processes has a session of its own, and would wait for the first forever.
+        own = subprocess.run(["pgrep", "--parent", str(run.pid)], capture_output=True, text=True, check=False)
         os.killpg(run.pid, signal.SIGKILL)
+        for pid in map(int, own.stdout.split()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         run.stdout.close()
         run.wait()
 
