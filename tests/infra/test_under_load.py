@@ -6,6 +6,7 @@ JSON for each, which ``benchmarks/switch.py`` reads.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from typing import Any
 import airflow_api
 import cluster as topology
 import pytest
+import requests
 from conftest import Cluster, SiteRun, calls, changes, killed, snapshot
 from consumers import WatchedQueues, watched
 from testinfra.host import Host
@@ -135,6 +137,25 @@ def never_two(cluster: Cluster, watch: WatchedQueues) -> None:
         counts = watch.counts(target["queue"])
         assert set(counts) == {0, 1}
         assert counts[-1] == 1
+
+
+def test_tasks_outlive_an_api_server_that_is_away(
+    cluster: Cluster, api: airflow_api.AirflowApi, api_url: str, arguments: list[str]
+) -> None:
+    """A restart takes some ten seconds, and this is more."""
+    main = cluster.host(cluster.first("webserver"))
+    run_id = trigger(api)
+    try:
+        main.run("systemctl stop airflow-webserver")
+        time.sleep(25)
+    finally:
+        main.run("systemctl start airflow-webserver")
+        for _ in range(90):
+            with contextlib.suppress(requests.ConnectionError):
+                requests.get(f"{api_url}/api/v2/version", verify=cluster.ca, timeout=10)
+                break
+            time.sleep(1)
+    account(api, cluster, run_id)
 
 
 def test_a_vm_is_drained_and_resumed_under_load(
