@@ -19,7 +19,7 @@ def test_all_parts_are_healthy(api: airflow_api.AirflowApi) -> None:
 
 
 def test_the_execution_api_answers_workers(api_url: str, cluster: Cluster) -> None:
-    assert requests.get(f"{api_url}/execution/health", verify=cluster.ca, timeout=10).status_code == 200
+    assert requests.get(f"{api_url}/execution/health", verify=cluster.ca, timeout=30).status_code == 200
 
 
 def test_nobody_gets_in_without_a_login(api_url: str, cluster: Cluster) -> None:
