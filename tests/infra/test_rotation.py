@@ -198,8 +198,8 @@ def test_logins_take_turns_and_own_nothing(
     api = airflow_api.AirflowApi(api_url, "admin", cluster.secret("admin_password"), ca=cluster.ca)
     run_id = trigger(api)
     began = time.monotonic()
-    site(*options, "--extra-vars", "names=database,results_database,broker", playbook=ROTATE)
-    print(f"rotation of three logins under load: {time.monotonic() - began:.0f} s")
+    site(*options, "--extra-vars", "names=database,results_database,broker,certificates", playbook=ROTATE)
+    print(f"rotation of logins and certificates under load: {time.monotonic() - began:.0f} s")
     account(api, cluster, run_id)
     after = logins(cluster)
     for name, usual in LOGINS.items():
