@@ -178,7 +178,7 @@ def test_all_secrets_under_load_and_killed_on_the_way(
         *map(new_logins.__getitem__, at_broker),
     }
     assert token(cluster, api_url, old["admin_password"]) == ""
-    assert answer(cluster, f"{api_url}/api/v2/variables", token=old_token) == 401
+    assert answer(cluster, f"{api_url}/api/v2/variables", token=old_token) == 403
     assert variable(cluster, api_url, token(cluster, api_url, new["admin_password"])) == "a value that is encrypted"
     flower = f"https://{cluster.address(cluster.first('flower'))}:5555/api/workers"
     assert answer(cluster, flower, login=("admin", old["flower_password"])) == 401
