@@ -117,8 +117,11 @@ def reference(cluster: running.Cluster) -> Iterator[str]:
                 raise running.BenchmarkError(message) from error
             yield place
         finally:
-            cluster.run(cluster.main, f"systemctl stop {UNIT}.service || true")
-            cluster.run(cluster.groups["rabbitmq"][0], f"rabbitmqctl -q delete_queue -p airflow_host {QUEUE} || true")
+            # Neither is there when its worker did not start.
+            cluster.run(cluster.main, f"! systemctl cat {UNIT} > /dev/null 2>&1 || systemctl stop {UNIT}")
+            queues = "rabbitmqctl -q -p airflow_host"
+            there = f"{queues} list_queues name | grep -qx {QUEUE}"
+            cluster.run(cluster.groups["rabbitmq"][0], f"! {there} || {queues} delete_queue {QUEUE}")
             cluster.query("airflow_results_db", "DELETE FROM celery_taskmeta WHERE task_id LIKE 'benchmark-%'")
 
 

@@ -20,11 +20,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
+
+import airflow_api
+import host_ssh
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import airflow_api  # noqa: E402
-
 MODES = ("celery", "ssh")
 
 #: Arguments: a unit, and the seconds between two looks, 0 for one look. Ends with the standard input.
@@ -190,12 +191,7 @@ class Cluster:
         return subprocess.Popen(self._ssh(name, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def _ssh(self, name: str, command: str) -> list[str]:
-        own = self.variables[name]
-        extra = shlex.split(os.environ.get("ANSIBLE_SSH_COMMON_ARGS", ""))
-        key = os.environ.get("ANSIBLE_PRIVATE_KEY_FILE")
-        ssh = ["ssh", *extra, *(["-i", key] if key else []), "-p", str(own.get("ansible_port", 22))]
-        login = f"{own['ansible_user']}@{self.address(name)}"
-        return [*ssh, login, "sudo", "bash", "-c", shlex.quote(command)]
+        return host_ssh.as_root(self.variables[name], self.address(name), command)
 
     def python(self, script: str, values: Mapping[str, Any] | None = None) -> Any:
         """Run a script on main in Airflow's environment, and return what it printed last, as JSON.

@@ -250,21 +250,19 @@ def main() -> None:
                 baseline=sizes,
                 at_most=1.2,
             ),
-            measured.Comparison(
-                what=f"A directory of {options.count} files of 10 kB, packed by tar",
-                against=f"`scp -3 -r -c {CIPHER}` ({small} protocol)",
-                unit="files/s",
-                ours=counts["packed"],
-                baseline=counts["scp"],
-                at_least=3.0,
-            ),
-            measured.Comparison(
-                what=f"{options.count} files of 10 kB, a transfer each",
-                against=f"`scp -3 -r -c {CIPHER}` ({small} protocol)",
-                unit="files/s",
-                ours=counts["each"],
-                baseline=counts["scp"],
-                at_least=3.0,
+            *(
+                measured.Comparison(
+                    what=what,
+                    against=f"`scp -3 -r -c {CIPHER}` ({small} protocol)",
+                    unit="files/s",
+                    ours=counts[way],
+                    baseline=counts["scp"],
+                    at_least=3.0,
+                )
+                for way, what in (
+                    ("packed", f"A directory of {options.count} files of 10 kB, packed by tar"),
+                    ("each", f"{options.count} files of 10 kB, a transfer each"),
+                )
             ),
         ],
         versions=cluster.versions(),

@@ -22,6 +22,7 @@ from typing import Any
 
 import airflow_api
 import cluster as topology
+import host_ssh
 import pytest
 import security_tables
 import testinfra
@@ -106,12 +107,7 @@ class Cluster:
         return process
 
     def _ssh(self, name: str, command: str) -> list[str]:
-        own = self.variables[name]
-        extra = shlex.split(os.environ.get("ANSIBLE_SSH_COMMON_ARGS", ""))
-        key = os.environ.get("ANSIBLE_PRIVATE_KEY_FILE")
-        ssh = ["ssh", *extra, *(["-i", key] if key else []), "-p", str(own.get("ansible_port", 22))]
-        login = f"{own['ansible_user']}@{self.address(name)}"
-        return [*ssh, login, "sudo", "bash", "-c", shlex.quote(command)]
+        return host_ssh.as_root(self.variables[name], self.address(name), command)
 
     @functools.cache  # noqa: B019 - one object lives as long as the session
     def host(self, name: str) -> Host:

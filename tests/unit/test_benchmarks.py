@@ -9,7 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -29,28 +29,22 @@ def root(project: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @pytest.fixture(scope="module")
-def switch(root: pathlib.Path) -> ModuleType:
-    return importlib.import_module("benchmarks.switch")
+def module(root: pathlib.Path) -> Callable[[str], ModuleType]:
+    """Import a benchmark by its name."""
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
-@pytest.fixture(scope="module")
-def report(root: pathlib.Path) -> ModuleType:
-    return importlib.import_module("benchmarks.report")
+def imported(name: str) -> Any:
+    """A fixture: the module of this name."""
+
+    @pytest.fixture(scope="module", name=name)
+    def fixture(module: Callable[[str], ModuleType]) -> ModuleType:
+        return module(name)
+
+    return fixture
 
 
-@pytest.fixture(scope="module")
-def measured(root: pathlib.Path) -> ModuleType:
-    return importlib.import_module("benchmarks.measured")
-
-
-@pytest.fixture(scope="module")
-def site(root: pathlib.Path) -> ModuleType:
-    return importlib.import_module("benchmarks.site")
-
-
-@pytest.fixture(scope="module")
-def growth(root: pathlib.Path) -> ModuleType:
-    return importlib.import_module("benchmarks.growth")
+switch, report, measured, site, growth = map(imported, ("switch", "report", "measured", "site", "growth"))
 
 
 def compared(measured: ModuleType, **different: Any) -> Any:
@@ -249,13 +243,6 @@ def test_floor_refuses_a_command_that_it_does_not_know(project: pathlib.Path) ->
         [project / "benchmarks/baselines/floor.sh", "up"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (1, "floor.sh: no command up\n")
-
-
-@pytest.fixture
-def module(project: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a benchmark by its name."""
-    monkeypatch.syspath_prepend(str(project))
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 def test_a_percentile_is_a_figure_that_was_seen(module: Any) -> None:
