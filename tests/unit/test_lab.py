@@ -139,6 +139,28 @@ def test_a_policy_for_services_that_is_there_is_left_alone(project: pathlib.Path
     assert policy.read_text() == "#!/bin/sh\nexit 0\n"
 
 
+@pytest.mark.parametrize(
+    ("ci", "left"),
+    [
+        pytest.param("", ["gone-running", "gone-stopped"], id="by hand"),
+        pytest.param("true", ["gone-running", "gone-stopped", "there-stopped"], id="ci"),
+    ],
+)
+def test_vms_that_nobody_will_use_again_are_told_from_those_in_use(
+    project: pathlib.Path, tmp_path: pathlib.Path, ci: str, left: list[str]
+) -> None:
+    lines = [
+        f"own-stopped exited distributed {project}/.lab/vm",
+        f"gone-running running distributed {tmp_path}/gone/.lab/vm",
+        f"gone-stopped exited distributed {tmp_path}/gone/.lab/vm",
+        f"there-running running distributed {tmp_path}",
+        f"there-stopped exited distributed {tmp_path}",
+    ]
+    listing = "\n".join(lines)
+    result = call_lab(project, f"vms() {{ printf '%s\\n' '{listing}'; }}; CI={ci}; left_vms")
+    assert result.stdout.split() == left
+
+
 def test_programs_beside_the_path_of_a_user_are_found(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """A machine that has nothing but what stands in /usr/sbin lacks exactly the rest."""
     programs = {"openssh-server": "sshd", "rabbitmq-server": "rabbitmq-server", "sudo": "sudo"}
