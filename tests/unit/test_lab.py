@@ -111,8 +111,9 @@ def test_an_unknown_command_is_refused_by_name(project: pathlib.Path) -> None:
 
 def call_lab(project: pathlib.Path, code: str) -> subprocess.CompletedProcess[str]:
     """Run shell code among ./lab's functions, which end the shell at the first failure."""
+    # A signal that is ignored when a shell starts, as in the background of a script, stays so in it.
     return subprocess.run(
-        ["bash", "-c", f"source ./lab help > /dev/null; sudo=()\n{code}"],
+        ["env", "--default-signal=INT", "bash", "-c", f"source ./lab help > /dev/null; sudo=()\n{code}"],
         capture_output=True,
         text=True,
         cwd=project,
