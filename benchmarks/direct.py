@@ -161,7 +161,7 @@ def main() -> None:
     """Measure and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=500, help="calls of ours by all callers together")
-    parser.add_argument("--reference-rounds", type=int, default=50, help="calls of the reference, which is slower")
+    parser.add_argument("--reference-rounds", type=int, default=200, help="calls of the reference, which is slower")
     options = parser.parse_args()
     cluster = running.Cluster.read()
     vm = cluster.vm()
@@ -169,8 +169,7 @@ def main() -> None:
         with reference(cluster) as place:
             values = {"PLACE": place, "INTERVAL": None}
             theirs = {
-                callers: called(cluster, THEIRS, vm, callers, options.reference_rounds * min(callers, 4), values)
-                for callers in CALLERS
+                callers: called(cluster, THEIRS, vm, callers, options.reference_rounds, values) for callers in CALLERS
             }
             polled = called(cluster, THEIRS, vm, 1, options.reference_rounds, {**values, "INTERVAL": 0.01})
         ours = {callers: called(cluster, OURS, vm, callers, options.rounds) for callers in CALLERS}

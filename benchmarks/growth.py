@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import pathlib
-import shlex
 import statistics
 import sys
 import time
@@ -34,6 +33,9 @@ from docker.types import EndpointConfig
 from benchmarks import measured, running
 
 SIZES = {"ssh": (3, 6, 12, 24), "celery": (3, 6, 12)}
+WATCHES = pathlib.Path("/proc/sys/fs/inotify/max_user_instances")
+#: Instances that a VM takes: five of its systemd, one of logind, one of firewalld, and some to spare.
+WATCHES_EACH = 10
 #: The number of target VMs that the command on all VMs is run with, in mode ssh.
 FAN_OUT_TARGETS = 24
 
@@ -214,11 +216,12 @@ class Growth:
         return [*self._cluster.vms, *wanted]
 
     def remove(self) -> None:
-        """Remove all VMs that were added, and all that was made for them on the control node."""
+        """Remove all VMs that were added, and all that was made for them on the control node.
+
+        Raises:
+            docker.errors.APIError: VMs could not be removed; all else is done.
+        """
         os.environ["ANSIBLE_INVENTORY"] = self._sources
-        for vm in self._containers:
-            vm.remove(force=True, v=True)
-        self._containers.clear()
         for file, text in self._before.items():
             file.write_text(text)
         self._place.hosts.unlink(missing_ok=True)
@@ -229,6 +232,9 @@ class Growth:
             ):
                 file.unlink(missing_ok=True)
         self.hosts = {}
+        with contextlib.ExitStack() as each:
+            while self._containers:
+                each.callback(self._containers.pop().remove, force=True, v=True)
 
 
 @contextlib.contextmanager
@@ -247,11 +253,43 @@ def growing(cluster: running.Cluster, place: Place) -> Iterator[Growth]:
     try:
         yield growth
     finally:
-        growth.remove()
-        running.playbook(values={"mode": mode})
+        try:
+            growth.remove()
+        finally:
+            running.playbook(values={"mode": mode})
 
 
-def measure(growth: Growth, mode: str, sizes: Sequence[int], rounds: int) -> dict[int, list[float]]:
+@contextlib.contextmanager
+def more_watches(vms: int) -> Iterator[None]:
+    """Let each VM's systemd watch files: Linux gives all of a user's containers 128 inotify instances together.
+
+    Args:
+        vms: How many there will be.
+
+    Yields:
+        Nothing, while there are enough.
+
+    Raises:
+        running.BenchmarkError: There are too few, and this user may not have more.
+    """
+    before = int(WATCHES.read_text())
+    wanted = before + vms * WATCHES_EACH
+    try:
+        try:
+            WATCHES.write_text(str(wanted))
+        except PermissionError as error:
+            if vms * WATCHES_EACH > before // 2:
+                message = (
+                    f"too few inotify instances for {vms} VMs: sudo sysctl -w fs.inotify.max_user_instances={wanted}"
+                )
+                raise running.BenchmarkError(message) from error
+        yield
+    finally:
+        with contextlib.suppress(PermissionError):
+            WATCHES.write_text(str(before))
+
+
+def measure(growth: Growth, mode: str, sizes: Sequence[int], rounds: int) -> Iterator[tuple[int, list[float]]]:
     """Measure runs with nothing to change in one mode.
 
     Args:
@@ -260,17 +298,16 @@ def measure(growth: Growth, mode: str, sizes: Sequence[int], rounds: int) -> dic
         sizes: Numbers of target VMs, from small to large.
         rounds: Runs of each size.
 
-    Returns:
-        The seconds of each run by the number of target VMs.
+    Yields:
+        A number of target VMs, and the seconds of each run with them.
     """
-    figures = {}
     for size in sizes:
         print(f"mode {mode}, {size} target VMs", flush=True)
         growth.grow(size)
         print(f"set up in {running.playbook(values={'mode': mode}):.0f} s", flush=True)
-        figures[size] = [running.playbook(values={"mode": mode}) for _ in range(rounds)]
-        print(f"with nothing to change: {statistics.median(figures[size]):.1f} s", flush=True)
-    return figures
+        took = [running.playbook(values={"mode": mode}, may_change=False) for _ in range(rounds)]
+        print(f"with nothing to change: {statistics.median(took):.1f} s", flush=True)
+        yield size, took
 
 
 def one_more(figures: Mapping[int, Sequence[float]]) -> float:
@@ -300,6 +337,37 @@ def comparison(figures: Mapping[int, Sequence[float]], mode: str) -> measured.Co
         baseline=figures[smallest],
         at_most=2.5,
         note=f"one more VM costs {one_more(figures):.2f} s",
+    )
+
+
+def write(
+    versions: Mapping[str, str],
+    figures: Mapping[str, Mapping[int, Sequence[float]]],
+    more: Sequence[measured.Comparison],
+    plots: Sequence[measured.Plot],
+) -> None:
+    """Write the figures until now.
+
+    Args:
+        versions: Of what is measured, by name.
+        figures: Seconds by the number of target VMs, by mode.
+        more: Other comparisons.
+        plots: Other plots.
+    """
+    lines = {
+        mode: [(float(size), statistics.median(seconds)) for size, seconds in own.items()]
+        for mode, own in figures.items()
+    }
+    plot = measured.Plot(title="site.yml with nothing to change", x="target VMs", y="s", lines=lines)
+    measured.write(
+        "growth",
+        [*(comparison(own, mode) for mode, own in figures.items()), *more],
+        versions=versions,
+        plots=[plot, *plots],
+        notes=[
+            "All hosts share the machine's cores with each other and with the control node: what real VMs do at once, "
+            "these do by turns. So the figures are above those of as many real VMs.",
+        ],
     )
 
 
@@ -355,37 +423,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each size")
     options = parser.parse_args()
     cluster = running.Cluster.read()
-    arguments = shlex.split(os.environ.get("ANSIBLE_SSH_COMMON_ARGS", ""))
-    if "LAB_SUITE" not in os.environ or "-F" not in arguments:
-        sys.exit('growth: this is about the lab\'s VMs: ./lab bench growth, or eval "$(./lab env)" first')
-    place = Place(cluster.directory, pathlib.Path(arguments[arguments.index("-F") + 1]).parent)
+    directory = running.lab_directory()
+    place = Place(cluster.directory, directory)
+    versions = cluster.versions()
     figures: dict[str, dict[int, list[float]]] = {}
     more: list[measured.Comparison] = []
     plots: list[measured.Plot] = []
     for mode, wanted in (("ssh", options.ssh), ("celery", options.celery)):
         if not wanted:
             continue
-        with growing(cluster, place) as growth:
-            figures[mode] = measure(growth, mode, wanted, options.rounds)
-            if mode == "ssh":
-                compared, plot = fan_out(growth.grow(max(wanted))[: max(FAN_OUT_TARGETS, len(cluster.vms))])
-                more.append(compared)
-                plots.append(plot)
-    lines = {
-        mode: [(float(size), statistics.median(seconds)) for size, seconds in own.items()]
-        for mode, own in figures.items()
-    }
-    plots.insert(0, measured.Plot(title="site.yml with nothing to change", x="target VMs", y="s", lines=lines))
-    measured.write(
-        "growth",
-        [*(comparison(own, mode) for mode, own in figures.items()), *more],
-        versions=cluster.versions(),
-        plots=plots,
-        notes=[
-            "All hosts share the machine's cores with each other and with the control node: what real VMs do at once, "
-            "these do by turns. So the figures are above those of as many real VMs.",
-        ],
-    )
+        try:
+            with more_watches(max(wanted)), growing(cluster, place) as growth:
+                for size, seconds in measure(growth, mode, wanted, options.rounds):
+                    figures.setdefault(mode, {})[size] = seconds
+                if mode == "ssh":
+                    compared, plot = fan_out(growth.grow(max(wanted))[: max(FAN_OUT_TARGETS, len(cluster.vms))])
+                    more.append(compared)
+                    plots.append(plot)
+        finally:
+            # What was measured is not lost with what comes after it.
+            if figures:
+                write(versions, figures, more, plots)
 
 
 if __name__ == "__main__":

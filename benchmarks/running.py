@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
 
@@ -27,6 +27,8 @@ import host_ssh
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODES = ("celery", "ssh")
+#: Exit status of a benchmark that cannot be run on these hosts, as test programs have it.
+LEFT_OUT = 77
 
 #: Arguments: a unit, and the seconds between two looks, 0 for one look. Ends with the standard input.
 MEMORY = """
@@ -222,6 +224,21 @@ class Cluster:
         url = f"https://{self.address(self.groups['webserver'][0])}:8080"
         return airflow_api.AirflowApi(url, "admin", password, ca=str(self.directory / "certificates/ca.pem"))
 
+    def run_dag(self, dag_id: str) -> None:
+        """Run a DAG from beginning to end.
+
+        Args:
+            dag_id: The DAG.
+
+        Raises:
+            BenchmarkError: The run did not succeed.
+        """
+        api = self.api()
+        run_id = api.run_dag(dag_id)
+        if (state := api.run_state(dag_id, run_id)) != "success":
+            message = f"{dag_id}, {run_id}: {state}"
+            raise BenchmarkError(message)
+
     def forget_dag(self, dag_id: str) -> None:
         """Remove what the database holds of a DAG whose file is gone.
 
@@ -273,19 +290,55 @@ print(json.dumps({name: importlib.metadata.version(name) for name in names}))
         return dict(self.python(script))
 
 
-def playbook(name: str = "site.yml", *arguments: str, values: Mapping[str, Any] | None = None) -> float:
+def leave_out(reason: str) -> NoReturn:
+    """End a benchmark that cannot be run on these hosts; ./lab bench goes on with the others.
+
+    Args:
+        reason: Why, and what to do.
+    """
+    print(f"left out: {reason}", file=sys.stderr, flush=True)
+    sys.exit(LEFT_OUT)
+
+
+def lab_directory() -> pathlib.Path:
+    """Return where the lab keeps what it knows of its VMs, below .lab.
+
+    Raises:
+        BenchmarkError: The inventory in use is not the lab's: real hosts may stand there.
+    """
+    arguments = shlex.split(os.environ.get("ANSIBLE_SSH_COMMON_ARGS", ""))
+    if "LAB_SUITE" not in os.environ or "-F" not in arguments:
+        message = 'this is about the lab\'s VMs: ./lab bench, or eval "$(./lab env)" first'
+        raise BenchmarkError(message)
+    return pathlib.Path(arguments[arguments.index("-F") + 1]).parent
+
+
+def changed(output: str) -> list[str]:
+    """Return the lines of a recap about hosts that were changed.
+
+    Args:
+        output: All that ansible-playbook printed.
+    """
+    recap = output.rpartition("PLAY RECAP")[2].splitlines()
+    return [" ".join(line.split()) for line in recap if "changed=" in line and "changed=0 " not in line]
+
+
+def playbook(
+    name: str = "site.yml", *arguments: str, values: Mapping[str, Any] | None = None, may_change: bool = True
+) -> float:
     """Run a playbook.
 
     Args:
         name: The playbook.
         arguments: More of ansible-playbook's.
         values: Variables that win over all others; no secrets.
+        may_change: Whether there can be something to change.
 
     Returns:
         The seconds that it took.
 
     Raises:
-        BenchmarkError: It failed.
+        BenchmarkError: It failed, or changed what it had no reason to.
     """
     extra = ["--extra-vars", json.dumps(dict(values))] if values else []
     said = " ".join(f"{key}={value}" for key, value in (values or {}).items())
@@ -297,7 +350,11 @@ def playbook(name: str = "site.yml", *arguments: str, values: Mapping[str, Any] 
     if done.returncode != 0:
         message = f"{name} failed: {done.stdout[-6000:]}{done.stderr[-2000:]}"
         raise BenchmarkError(message)
-    return time.monotonic() - began
+    seconds = time.monotonic() - began
+    if not may_change and changed(done.stdout):
+        message = f"{name} had nothing to change: {'; '.join(changed(done.stdout))}: {done.stdout[-6000:]}"
+        raise BenchmarkError(message)
+    return seconds
 
 
 @contextlib.contextmanager

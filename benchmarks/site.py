@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import shlex
 import statistics
 import subprocess
 import sys
@@ -37,6 +36,8 @@ SCENARIO = "distributed"
 DAG = "sample_distributed"
 #: Tasks of the profile that take less than this, in seconds, share one row: of a first run, of an unchanged one.
 SHORT = {"cold": 1.0, "noop": 0.1}
+#: Seconds that the baseline may take; it takes one or two minutes.
+FLOOR_TIMEOUT = 900
 
 #: What the callback `durations` writes.
 Profile = Mapping[str, Any]
@@ -76,21 +77,21 @@ def run_floor(directory: pathlib.Path, command: str, cluster: running.Cluster) -
         The seconds that it took.
 
     Raises:
-        running.BenchmarkError: It failed.
+        running.BenchmarkError: It failed, or hangs.
     """
-    arguments = shlex.split(os.environ["ANSIBLE_SSH_COMMON_ARGS"])
     password = directory / "password"
     password.touch(mode=0o600)
     password.write_text((cluster.directory / "secrets/rabbitmq_admin_password").read_text().partition("\nlogin=")[0])
     environment = {
+        "UV_SYSTEM_CERTS": "1",  # as ./lab has it
         **os.environ,
-        "FLOOR_SSH_CONFIG": arguments[arguments.index("-F") + 1],
+        "FLOOR_SSH_CONFIG": str(running.lab_directory() / "ssh_config"),
         "FLOOR_UV": str(measured.ROOT / ".lab/uv/bin/uv"),
         "FLOOR_PASSWORD_FILE": str(password),
     }
     began = time.monotonic()
     done = subprocess.run(
-        [str(FLOOR), command, str(directory / "files"), cluster.main, *cluster.vms],
+        ["timeout", str(FLOOR_TIMEOUT), str(FLOOR), command, str(directory / "files"), cluster.main, *cluster.vms],
         env=environment,
         capture_output=True,
         text=True,
@@ -103,18 +104,6 @@ def run_floor(directory: pathlib.Path, command: str, cluster: running.Cluster) -
     if command == "install":
         print(done.stdout.rstrip(), flush=True)
     return seconds
-
-
-def run_dag(cluster: running.Cluster) -> None:
-    """See that tasks run on every VM.
-
-    Args:
-        cluster: The cluster.
-    """
-    api = cluster.api()
-    api.wait_for_dag(DAG)
-    api.unpause(DAG)
-    api.wait_for_run(DAG, api.trigger(DAG), seconds=300)
 
 
 @contextlib.contextmanager
@@ -319,6 +308,51 @@ def comparisons(figures: Mapping[str, Sequence[float]]) -> list[measured.Compari
     ]
 
 
+@contextlib.contextmanager
+def made_anew() -> Iterator[None]:
+    """Have the lab's VMs with a cluster of ours afterwards, also where something fails.
+
+    Yields:
+        Nothing, while they may be made anew, and may be the baseline's.
+    """
+    try:
+        yield
+    except BaseException:
+        make_bare()
+        running.playbook()
+        raise
+
+
+def write(
+    cluster: running.Cluster, figures: Mapping[str, Sequence[float]], profiles: Mapping[str, Sequence[Profile]]
+) -> None:
+    """Write the figures and the profile of the rounds until now.
+
+    Args:
+        cluster: The cluster.
+        figures: Seconds, as `comparisons` takes them.
+        profiles: Of the runs, by ``cold`` and ``noop``.
+    """
+    hosts = [cluster.main, *cluster.vms]
+    page = profile_page(middle(profiles["cold"]), middle(profiles["noop"]), hosts, measured.machine())
+    measured.FIGURES.mkdir(parents=True, exist_ok=True)
+    (measured.FIGURES / "profile.md").write_text(page)
+    measured.write(
+        "site",
+        comparisons(figures),
+        versions=versions(cluster),
+        notes=[
+            "The script has all files, SQL and broker definitions ready before its time begins, as `site.yml` made "
+            "them on an earlier cluster; it installs the same packages and the same locked environment, checks nothing "
+            "but health, and cannot run twice. Not in its time: the 8 s that every unit must have run before "
+            "`site.yml` calls a cluster healthy.",
+            "Both sides begin with the same caches of apt and of uv, and with the secrets and certificates of the "
+            "inventory. All hosts share the machine's cores with each other and with the control node.",
+            "[Where the time goes](benchmarks/profile.md), task by task.",
+        ],
+    )
+
+
 def versions(cluster: running.Cluster) -> dict[str, str]:
     """Return the versions of what is measured, by name.
 
@@ -341,42 +375,27 @@ def main() -> None:
     options = parser.parse_args()
     cluster = running.Cluster.read()
     if cluster.directory.name != SCENARIO:
-        sys.exit(f"site: this is about the VMs of {SCENARIO}: ./lab down, then ./lab bench site")
+        running.leave_out(f"it is about the VMs of {SCENARIO}: ./lab down, then ./lab bench site")
+    running.lab_directory()
     figures: dict[str, list[float]] = {}
     profiles: dict[str, list[Profile]] = {"cold": [], "noop": []}
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, made_anew():
         directory = pathlib.Path(place)
         running.playbook()  # fills the caches of packages, and makes what the script has ready
         run_floor(directory, "take", cluster)
         for number in range(1, options.rounds + 1):
             print(f"round {number} of {options.rounds}", flush=True)
             make_bare()
-            figures.setdefault("floor", []).append(run_floor(directory, "install", cluster))
-            print(f"floor.sh: {figures['floor'][-1]:.1f} s", flush=True)
-            run_dag(cluster)
+            floor = run_floor(directory, "install", cluster)
+            print(f"floor.sh: {floor:.1f} s", flush=True)
+            cluster.run_dag(DAG)
             make_bare()
-            for name, seconds in measure_ours(options.noops, number, profiles).items():
+            ours = measure_ours(options.noops, number, profiles)
+            cluster.run_dag(DAG)
+            for name, seconds in {"floor": [floor], **ours}.items():
                 figures.setdefault(name, []).extend(seconds)
                 print(f"{name}: {statistics.median(seconds):.1f} s", flush=True)
-            run_dag(cluster)
-    hosts = [cluster.main, *cluster.vms]
-    page = profile_page(middle(profiles["cold"]), middle(profiles["noop"]), hosts, measured.machine())
-    measured.FIGURES.mkdir(parents=True, exist_ok=True)
-    (measured.FIGURES / "profile.md").write_text(page)
-    measured.write(
-        "site",
-        comparisons(figures),
-        versions=versions(cluster),
-        notes=[
-            "The script has all files, SQL and broker definitions ready before its time begins, as `site.yml` made "
-            "them on an earlier cluster; it installs the same packages and the same locked environment, checks nothing "
-            "but health, and cannot run twice. Not in its time: the 8 s that every unit must have run before "
-            "`site.yml` calls a cluster healthy.",
-            "Both sides begin with the same caches of apt and of uv, and with the secrets and certificates of the "
-            "inventory. All hosts share the machine's cores with each other and with the control node.",
-            "[Where the time goes](benchmarks/profile.md), task by task.",
-        ],
-    )
+            write(cluster, figures, profiles)
 
 
 if __name__ == "__main__":

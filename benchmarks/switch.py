@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from benchmarks import measured
+from benchmarks import measured, running
 
 Figures = Mapping[str, Any]
 
@@ -82,6 +82,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
+    if (mode := running.Cluster.read().mode()) != "celery":
+        running.leave_out(
+            f"it begins in mode celery, and the cluster is in mode {mode}: ./lab playbook site.yml -e mode=celery"
+        )
     with tempfile.TemporaryDirectory() as directory:
         noted = pathlib.Path(directory) / "figures"
         for number in range(1, rounds + 1):

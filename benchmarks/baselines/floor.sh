@@ -111,8 +111,9 @@ install() {
   umask 077
   project=$(cd "$(dirname "${self}")/../.." && pwd -P)
   work=$(mktemp -d)
+  # Whoever called waits for the output of all of them.
   # shellcheck disable=SC2064  # the place that it is now
-  trap "rm -rf '${work}'" EXIT
+  trap "jobs -p | xargs --no-run-if-empty kill 2> /dev/null; rm -rf '${work}'" EXIT
   mkdir "${work}/common" "${work}/wheel"
   cp "${self}" "${work}/common/floor.sh"
   cp "${FLOOR_UV}" "${work}/common/uv"
@@ -280,6 +281,7 @@ host() {
   [[ ! -e /etc/environment ]] || . /etc/environment
   set +a
   export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+  trap 'jobs -p | xargs --no-run-if-empty kill 2> /dev/null' EXIT
   began=${EPOCHREALTIME}
   umask 022
   useradd --system --user-group --home-dir /var/lib/airflow --no-create-home --shell /usr/sbin/nologin airflow

@@ -28,6 +28,10 @@ app.conf.update(
     task_acks_late=True,
     worker_prefetch_multiplier=1,
     task_default_queue=QUEUE,
+    # Exchanges that the broker has by itself, so that none of its own stays there.
+    task_default_exchange="amq.direct",
+    event_exchange="amq.topic",
+    worker_enable_remote_control=False,
     broker_connection_retry_on_startup=True,
 )
 

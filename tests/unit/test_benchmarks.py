@@ -44,7 +44,9 @@ def imported(name: str) -> Any:
     return fixture
 
 
-switch, report, measured, site, growth = map(imported, ("switch", "report", "measured", "site", "growth"))
+switch, report, measured, running, site, growth = map(
+    imported, ("switch", "report", "measured", "running", "site", "growth")
+)
 
 
 def compared(measured: ModuleType, **different: Any) -> Any:
@@ -363,3 +365,36 @@ def test_ways_are_taken_in_turns(module: Any) -> None:
     took = module("transfer").in_turns(2, ours=lambda: way("ours", 1.0), scp=lambda: way("scp", 2.0))
     assert took == {"ours": [1.0, 1.0], "scp": [2.0, 2.0]}
     assert taken == ["ours", "scp", "ours", "scp"]
+
+
+RECAP = """
+TASK [a task that prints changed=5 of something] ***
+PLAY RECAP *********************************************************************
+main                       : ok=10   changed={main}    unreachable=0    failed=0
+vm2                        : ok=10   changed=0    unreachable=0    failed=0
+"""
+
+
+def test_what_a_run_changed_is_told_by_host(running: ModuleType) -> None:
+    assert running.changed(RECAP.format(main=0)) == []
+    assert running.changed(RECAP.format(main=10)) == ["main : ok=10 changed=10 unreachable=0 failed=0"]
+
+
+def test_hosts_that_are_not_the_labs_are_not_made_anew(running: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_SUITE", "bookworm")
+    monkeypatch.setenv("ANSIBLE_SSH_COMMON_ARGS", "-F '/a lab/distributed/ssh_config' -C")
+    assert running.lab_directory() == pathlib.Path("/a lab/distributed")
+    monkeypatch.delenv("LAB_SUITE")
+    with pytest.raises(running.BenchmarkError, match="lab's VMs"):
+        running.lab_directory()
+
+
+def test_more_vms_may_watch_files_for_as_long_as_they_are_there(
+    growth: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    setting = tmp_path / "max_user_instances"
+    setting.write_text("128\n")
+    monkeypatch.setattr(growth, "WATCHES", setting)
+    with growth.more_watches(24):
+        assert int(setting.read_text()) >= 128 + 24 * 7
+    assert int(setting.read_text()) == 128
