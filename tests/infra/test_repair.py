@@ -17,7 +17,8 @@ def in_celery_mode(cluster: Cluster) -> None:
         pytest.skip("minutes for what the same tasks do in celery mode, on more hosts")
 
 
-def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, site: SiteRun) -> None:
+def test_one_run_puts_right_what_killed_runs_and_stray_hands_left(cluster: Cluster, main: Host, site: SiteRun) -> None:
+    """Killed with a changed configuration, so that every daemon is to be restarted on the way."""
     target = cluster.workers[0]
     vm = cluster.host(target["host"])
     environment = vm.run("readlink -f /opt/airflow/current").stdout.strip()
@@ -25,10 +26,13 @@ def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, s
     broker = cluster.host(cluster.first("rabbitmq"))
     psql = "runuser -u postgres -- psql -XAtq airflow_results_db"
     on_vms = [worker for worker in cluster.workers if worker["host"] not in cluster.members["core"]]
+    changed = ["--extra-vars", '{"airflow_config": {"core": {"parallelism": 33}}}']
     try:
-        # Killed while it installed: an environment without its signature, with a part missing.
+        for task in ("Write the configuration", "Start the units"):
+            killed(cluster, task, *changed)
+        # As if killed while it installed: an environment without its signature, with a part missing.
         vm.run(f"rm -r {environment}/.complete {environment}/lib/python3*/site-packages/kombu")
-        # Killed between a file and the restart: a unit that runs with something else.
+        # As if killed between a file and the restart: a unit that runs with something else.
         vm.run(f"echo something-else > /run/{target['unit']}/started-with")
         main.run("echo broken > /etc/airflow/secrets/jwt_private_key")
         broker.run("rm /etc/rabbitmq/.started-with")
@@ -40,28 +44,16 @@ def test_one_run_repairs_what_was_left_half_done(cluster: Cluster, main: Host, s
             assert database.run(f'{psql} -c "{sql}"').rc == 0
         for worker in on_vms:
             broker.run(f"rabbitmqctl --quiet set_permissions -p airflow_host {worker['name']} '.*' '.*' '.*'")
-    finally:
-        repaired = site(check=False)
-    assert repaired.returncode == 0, repaired.stdout[-6000:]
-    unit_file = vm.file(f"/etc/systemd/system/{target['unit']}.service").content_string
-    running = vm.file(f"/run/{target['unit']}/started-with").content_string.strip()
-    assert f"echo {running} >" in unit_file
-    assert changes(site("--check")) == []
-    for worker in on_vms:
-        listed = broker.check_output(f"rabbitmqctl -q --formatter json list_user_permissions {worker['name']}")
-        assert json.loads(listed) == [{"vhost": "airflow_host", **topology.worker_permissions(worker)}]
-    rights = "SELECT has_table_privilege('airflow_results_worker', 'celery_taskmeta', 'DELETE')"
-    assert database.check_output(f'{psql} -c "{rights}"') == "f"
-
-
-def test_runs_that_are_killed_are_finished_by_the_next(cluster: Cluster, site: SiteRun) -> None:
-    """With a changed configuration, so that every daemon is to be restarted on the way."""
-    changed = ["--extra-vars", '{"airflow_config": {"core": {"parallelism": 33}}}']
-    try:
-        for task in ("Write the configuration", "Start the units"):
-            killed(cluster, task, *changed)
         site(*changed)
         assert changes(site(*changed, "--check")) == []
+        unit_file = vm.file(f"/etc/systemd/system/{target['unit']}.service").content_string
+        running = vm.file(f"/run/{target['unit']}/started-with").content_string.strip()
+        assert f"echo {running} >" in unit_file
+        for worker in on_vms:
+            listed = broker.check_output(f"rabbitmqctl -q --formatter json list_user_permissions {worker['name']}")
+            assert json.loads(listed) == [{"vhost": "airflow_host", **topology.worker_permissions(worker)}]
+        rights = "SELECT has_table_privilege('airflow_results_worker', 'celery_taskmeta', 'DELETE')"
+        assert database.check_output(f'{psql} -c "{rights}"') == "f"
     finally:
         site()
 
