@@ -26,6 +26,11 @@ def test_nobody_gets_in_without_a_login(api_url: str, cluster: Cluster) -> None:
     assert requests.get(f"{api_url}/api/v2/dags", verify=cluster.ca, timeout=10).status_code == 401
 
 
+def test_a_browser_sends_no_cookie_in_plain_text(api_url: str, cluster: Cluster) -> None:
+    cookies = requests.get(f"{api_url}/auth/login/", verify=cluster.ca, timeout=30).cookies
+    assert {cookie.name: cookie.secure for cookie in cookies} == {"session": True}
+
+
 def test_a_wrong_password_is_refused(api_url: str, cluster: Cluster) -> None:
     with pytest.raises(airflow_api.AirflowApiError):
         airflow_api.AirflowApi(api_url, "admin", "not-the-password", ca=cluster.ca).request("GET", "dags")
