@@ -277,7 +277,7 @@ def more_watches(vms: int) -> Iterator[None]:
     try:
         try:
             WATCHES.write_text(str(wanted))
-        except PermissionError as error:
+        except OSError as error:
             if vms * WATCHES_EACH > before // 2:
                 message = (
                     f"too few inotify instances for {vms} VMs: sudo sysctl -w fs.inotify.max_user_instances={wanted}"
@@ -285,7 +285,7 @@ def more_watches(vms: int) -> Iterator[None]:
                 raise running.BenchmarkError(message) from error
         yield
     finally:
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(OSError):
             WATCHES.write_text(str(before))
 
 
@@ -361,7 +361,7 @@ def write(
     plot = measured.Plot(title="site.yml with nothing to change", x="target VMs", y="s", lines=lines)
     measured.write(
         "growth",
-        [*(comparison(own, mode) for mode, own in figures.items()), *more],
+        [*(comparison(own, mode) for mode, own in figures.items() if len(own) > 1), *more],
         versions=versions,
         plots=[plot, *plots],
         notes=[

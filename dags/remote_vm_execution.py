@@ -20,8 +20,9 @@ PARALLEL = {"date": "hostname && date", "disks": "df -h", "processes": "ps aux |
 
 # A name for this run alone, of a length that any file system takes: run ids are chosen by people.
 RUN = "{{ macros.uuid.uuid5(macros.uuid.NAMESPACE_OID, run_id) }}"
-TEST_FILE = f"/tmp/test_file.{RUN}.txt"  # noqa: S108 - on the VMs, where both DAG and people look for it
-RECEIVED_FILE = f"/tmp/received_file.{RUN}.txt"  # noqa: S108 - as above
+PLACE = "/tmp"  # noqa: S108 - on the VMs, where people look for these files; a name there is that of one run
+TEST_FILE = f"{PLACE}/test_file.{RUN}.txt"
+RECEIVED_FILE = f"{PLACE}/received_file.{RUN}.txt"
 CREATE = """printf 'test content %s %s\\n' "$1" "$(date)" | tee -- "$2" """
 
 

@@ -50,13 +50,14 @@ written: {type: list, returned: always, description: Paths that were written or 
 
 
 class Writer:
-    """Writes what differs, or only says so in a check.
+    """Writes what differs, or only says so in a check."""
 
-    Args:
-        module: The module that runs.
-    """
+    def __init__(self, module: AnsibleModule) -> None:
+        """Have written nothing yet.
 
-    def __init__(self, module: AnsibleModule) -> None:  # noqa: D107 - the class says it
+        Args:
+            module: The module that runs.
+        """
         self._module = module
         self.written: list[str] = []
         self.diff: list[dict[str, str]] = []

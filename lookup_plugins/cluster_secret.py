@@ -12,7 +12,7 @@ import secrets
 import string
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ansible.errors import AnsibleError
 from ansible.parsing.vault import is_encrypted
@@ -87,18 +87,19 @@ testpassword testtest user userpassword welcome yoursecretkey
 
 
 class Store:
-    """The files of a directory of secrets.
+    """The files of a directory of secrets."""
 
-    Args:
-        directory: The directory; made on first need.
-        vault: Ansible's vault, with the passwords of this run.
-        dry: Write nothing, and return a stand-in for what would be generated.
-    """
+    #: Of all stores of a process: path to its signature and text. Decrypting costs some ten milliseconds a time.
+    _texts: ClassVar[dict[str, tuple[tuple[int, ...], str]]] = {}
 
-    #: Path to its signature and text: decrypting costs some ten milliseconds a time.
-    _texts: dict[str, tuple[tuple[int, ...], str]] = {}  # noqa: RUF012 - shared by all of a process
+    def __init__(self, directory: str, vault: Any, dry: bool = False) -> None:
+        """Touch nothing yet.
 
-    def __init__(self, directory: str, vault: Any, dry: bool = False) -> None:  # noqa: D107 - the class says it
+        Args:
+            directory: The directory; made on first need.
+            vault: Ansible's vault, with the passwords of this run.
+            dry: Write nothing, and return a stand-in for what would be generated.
+        """
         self.directory = pathlib.Path(directory)
         self._vault = vault
         self._dry = dry
@@ -333,11 +334,15 @@ def jwks(pems: Sequence[str]) -> str:
 
     Returns:
         A JSON Web Key Set. The id of a key is its thumbprint, as Airflow makes it for a key that it signs with.
+
+    Raises:
+        AnsibleError: One of them is something else.
     """
     keys = []
     for text in pems:
         key = _private_key(text, "ed25519")
-        assert key is not None, "not checked before"  # noqa: S101 - values that are given are checked as files are
+        if key is None:
+            raise AnsibleError("a key that signs task tokens is no Ed25519 private key in PEM")
         raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         public = {"crv": "Ed25519", "kty": "OKP", "x": _base64url(raw)}
         digest = hashlib.sha256(json.dumps(public, separators=(",", ":"), sort_keys=True).encode()).digest()

@@ -23,11 +23,11 @@ from typing import Any
 
 from packaging.version import Version
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "filter_plugins"))
+
+from locks import requirements
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "filter_plugins"))
-
-from locks import requirements  # noqa: E402
-
 ACCEPTED = "tools/accepted_vulnerabilities.toml"
 SOURCES = {"osv": "https://api.osv.dev/v1/query", "pypi": "https://pypi.org/pypi"}
 #: What has known vulnerabilities since 2019. Who has none against it does not know any: a mirror, say, that answers

@@ -49,7 +49,7 @@ def execute_command(host: str, username: str, ssh_key: str, command: str) -> dic
         host, command, exit_code, output, error, success and timestamp.
     """
     ssh = paramiko.SSHClient()
-    ssh.set_missing_host_key_policy(paramiko.AutoAddPolicy())  # noqa: S507 - what is measured does so
+    ssh.set_missing_host_key_policy(paramiko.AutoAddPolicy())  # noqa: S507 - as the documents do, which this measures
     ssh.connect(hostname=host, username=username, key_filename=ssh_key, timeout=TIMEOUT)
     _, stdout, stderr = ssh.exec_command(command, timeout=TIMEOUT)
     output = stdout.read().decode("utf-8").strip()

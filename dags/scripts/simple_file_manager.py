@@ -78,7 +78,7 @@ def examine(path: str) -> dict:
             counter.add(chunk)
     # The name as its bytes say: a Python 3.6 without a locale has read them as ASCII.
     name = os.fsencode(path).decode("utf-8", "replace")
-    modified = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)  # noqa: UP017 - 3.6 has no UTC
+    modified = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
     return dict(counter.figures(), path=name, modified=modified.isoformat())
 
 

@@ -418,6 +418,11 @@ def test_public_keys_have_the_ids_that_airflow_gives_them() -> None:
     assert serialization.load_pem_private_key(cluster_secret.generated("ed25519").encode(), password=None)
 
 
+def test_a_key_that_cannot_sign_task_tokens_is_refused() -> None:
+    with pytest.raises(AnsibleError, match="no Ed25519 private key"):
+        cluster_secret.jwks([cluster_secret.generated("ed25519"), "not a key"])
+
+
 def looked_at(directory: pathlib.Path, files: dict[str, str]) -> list[str]:
     """What preflight's own command says of files on a host."""
     (directory / "secrets").mkdir(parents=True)

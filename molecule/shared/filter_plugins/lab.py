@@ -91,7 +91,7 @@ def vm_platforms(
             "security_opts": ["seccomp=unconfined", "apparmor=unconfined"],
             # With the host's cgroup namespace one set of options serves cgroup v1 and v2.
             "cgroupns_mode": "host",
-            "tmpfs": ["/run", "/run/lock", "/tmp:exec"],  # noqa: S108 (inside the VM)
+            "tmpfs": ["/run", "/run/lock", "/tmp:exec"],  # noqa: S108 - the VM mounts its own
             "volumes": [
                 "/sys/fs/cgroup:/sys/fs/cgroup:rw",
                 f"{files}/authorized_keys:/etc/ssh/lab_authorized_keys:ro",

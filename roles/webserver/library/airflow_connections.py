@@ -51,19 +51,20 @@ FIELDS = ("conn_type", "description", "host", "login", "port")
 
 
 class Api:
-    """The REST API, logged in.
+    """The REST API, logged in."""
 
-    Args:
-        url: Address of the API server.
-        username: Name to log in with.
-        password: Password to log in with.
-        ca_path: The CA that signed its certificate.
+    def __init__(self, url: str, username: str, password: str, ca_path: str | None = None) -> None:
+        """Log in.
 
-    Raises:
-        urllib.error.URLError: It does not answer, or refuses the login.
-    """
+        Args:
+            url: Address of the API server.
+            username: Name to log in with.
+            password: Password to log in with.
+            ca_path: The CA that signed its certificate.
 
-    def __init__(self, url: str, username: str, password: str, ca_path: str | None = None) -> None:  # noqa: D107 - the class says it
+        Raises:
+            urllib.error.URLError: It does not answer, or refuses the login.
+        """
         self._ca_path = ca_path
         self._url = url.rstrip("/")
         self._headers = {"Content-Type": "application/json"}
