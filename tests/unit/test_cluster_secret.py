@@ -430,7 +430,7 @@ def looked_at(directory: pathlib.Path, files: dict[str, str]) -> list[str]:
         (directory / "secrets" / name).write_text(text)
     tasks = yaml.safe_load((ROOT / "roles/preflight/tasks/main.yml").read_text())
     (task,) = [task for task in tasks if task["name"] == "Look which secrets the host has"]
-    command = task["ansible.builtin.shell"]["cmd"].replace("{{ cluster_config_dir }}", str(directory))
+    command = task["query_host"]["cmd"].replace("{{ cluster_config_dir }}", str(directory))
     said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     return said.stdout.splitlines()
 
