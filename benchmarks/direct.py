@@ -39,9 +39,9 @@ def timed(number):
 
 with concurrent.futures.ThreadPoolExecutor(CALLERS) as pool:
     list(pool.map(timed, range(WARM)))
-    began = time.perf_counter()
+    worked, began = busy(), time.perf_counter()
     each = list(pool.map(timed, range(COUNT)))
-    print(json.dumps({"each": each, "all": time.perf_counter() - began}))
+    print(json.dumps({"each": each, "all": time.perf_counter() - began, "busy": busy() - worked}))
 """
 OURS = """
 import remote_tasks
@@ -81,11 +81,12 @@ def called(
         values: More constants for the script.
 
     Returns:
-        The seconds of each call, as `each`, and the calls a second, as `rate`.
+        The seconds of each call, as `each`; the calls a second, as `rate`; and for how many seconds one core works for
+        a call, wherever it does, as `busy`.
     """
     constants = {"VM": vm, "CALLERS": callers, "COUNT": count, "WARM": 2 * callers + 4, **(values or {})}
-    took = cluster.python(script + CALLS, constants)
-    return {"each": took["each"], "rate": count / took["all"]}
+    took = cluster.python(script + running.BUSY + CALLS, constants)
+    return {"each": took["each"], "rate": count / took["all"], "busy": took["busy"] / count}
 
 
 @contextlib.contextmanager
@@ -129,13 +130,17 @@ def comparisons(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any
     """Return what was held against what.
 
     Args:
-        ours: `each` and `rate` by the number of callers.
+        ours: `each`, `rate` and `busy` by the number of callers.
         theirs: The same of the reference.
     """
     found = []
     for callers in ours:
         who = "one caller" if callers == 1 else f"{callers} callers"
-        common: dict[str, Any] = {"against": "the reference documents' task"}
+        limit = (
+            f"a call takes {ours[callers]['busy'] * 1000:.0f} ms of processor time of caller, broker, worker and VM, "
+            f"which share {measured.cores()} cores here; one of the reference's {theirs[callers]['busy'] * 1000:.0f} ms"
+        )
+        common: dict[str, Any] = {"against": "the reference documents' task", "note": limit if callers > 1 else ""}
         times = {"ours": ours[callers]["each"], "baseline": theirs[callers]["each"], "unit": "s", **common}
         last = {
             **times,

@@ -85,12 +85,16 @@ class Plot:
     lines: Mapping[str, Sequence[tuple[float, float]]]
 
 
+def cores() -> int:
+    """Return how many cores this machine has, which simulated VMs share."""
+    return pathlib.Path("/proc/cpuinfo").read_text().count("\nprocessor") + 1
+
+
 def machine() -> str:
     """Say what this is measured on."""
-    cores = pathlib.Path("/proc/cpuinfo").read_text().count("\nprocessor") + 1
     memory = round(int(pathlib.Path("/proc/meminfo").read_text().split()[1]) / 1024 / 1024)
     linux = ".".join(platform.release().split(".")[:2])
-    return f"simulated VMs on one machine with {cores} cores and {memory} GiB, Linux {linux}"
+    return f"simulated VMs on one machine with {cores()} cores and {memory} GiB, Linux {linux}"
 
 
 def write(

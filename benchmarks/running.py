@@ -59,6 +59,18 @@ class BenchmarkError(Exception):
     """What a benchmark needs is not there, or a command of its failed."""
 
 
+#: Python, on a host: for how many seconds its machine's cores have worked, all together. Simulated VMs share one.
+BUSY = """
+import os
+
+
+def busy():
+    with open("/proc/stat") as file:
+        user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, file.readline().split()[1:])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+"""
+
+
 def said_last(output: str) -> Any:
     """Return what a script printed as its last line, which is JSON; Airflow's warnings may stand before it.
 
@@ -203,6 +215,10 @@ class Cluster:
             values: Constants for it.
         """
         return said_last(self.run(self.main, "airflow-python -", with_values(script, values or {})))
+
+    def busy(self) -> float:
+        """Return for how many seconds the cores of main's machine have worked; simulated VMs share one machine."""
+        return float(self.run(self.main, "python3 -", BUSY + "print(busy())\n"))
 
     def query(self, database: str, statement: str) -> str:
         """Ask PostgreSQL, as its administrator.

@@ -152,26 +152,32 @@ def dispatched(api: Any, rounds: int) -> list[float]:
     return figures
 
 
-def throughput(api: Any, rounds: int) -> list[float]:
-    """Return the tasks a minute of one worker, one figure a run.
+def throughput(cluster: running.Cluster, api: Any, rounds: int) -> tuple[list[float], list[float]]:
+    """Measure the tasks a minute of one worker.
 
     Args:
-        api: The REST API.
+        cluster: The cluster.
+        api: Its REST API.
         rounds: How many runs.
+
+    Returns:
+        The tasks a minute, and for how many seconds one core works for a task, wherever it does; one figure a run.
 
     Raises:
         running.BenchmarkError: A run failed.
     """
-    figures = []
+    figures, busy = [], []
     for _ in range(rounds):
+        before = cluster.busy()
         run_id = api.trigger(NOTHING)
         if (state := api.wait_for_run(NOTHING, run_id)) != "success":
             message = f"{NOTHING}, {run_id}: {state}"
             raise running.BenchmarkError(message)
         path = f"dags/{NOTHING}/dagRuns/{run_id}/taskInstances"
         tasks = api.request("GET", path, params={"limit": 100})["task_instances"]
+        busy.append((cluster.busy() - before) / len(tasks))
         figures.append(rate([datetime.datetime.fromisoformat(task["start_date"]) for task in tasks], SLOTS))
-    return figures
+    return figures, busy
 
 
 def transactions(cluster: running.Cluster, rounds: int, seconds: float) -> list[float]:
@@ -252,6 +258,8 @@ def comparisons(
                 what=f"Tasks that do nothing through one worker with {SLOTS} slots, mode {mode}",
                 unit="tasks/min",
                 at_least=4.0,
+                note=f"a task takes {statistics.median(ours.get('busy', [0])):.2f} s of processor time of scheduler, "
+                f"API server, database and worker, which share {measured.cores()} cores here",
             ),
             both(
                 "transactions",
@@ -284,8 +292,8 @@ def measure(cluster: running.Cluster, options: argparse.Namespace, mode: str) ->
     dispatched(api, 3)  # until each process has imported what it needs
     figures = {"dispatch": dispatched(api, options.rounds)}
     if mode == "celery":  # a worker has two slots in the other
-        throughput(api, 1)
-        figures["throughput"] = throughput(api, options.runs)
+        throughput(cluster, api, 1)
+        figures["throughput"], figures["busy"] = throughput(cluster, api, options.runs)
     time.sleep(5)
     figures["transactions"] = transactions(cluster, 3, options.idle / 3)
     for name, values in figures.items():
