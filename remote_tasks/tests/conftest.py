@@ -165,7 +165,7 @@ class Sshd:
             self.process.wait(5)
             self.process = None
 
-    def target(self, name: str = "vm2", **changes: Any) -> Target:  # noqa: ANN401
+    def target(self, name: str = "vm2", **changes: Any) -> Target:
         values: dict[str, Any] = {
             "name": name,
             "transport": "ssh",
@@ -281,7 +281,7 @@ def vm(request: pytest.FixtureRequest) -> Target:
     return target
 
 
-def run(target: Target, command: Any, **options: Any) -> CommandResult:  # noqa: ANN401
+def run(target: Target, command: Any, **options: Any) -> CommandResult:
     options.setdefault("settings", SETTINGS)
     options.setdefault("timeout", 30)
     return run_command(target, command, **options)
@@ -291,7 +291,7 @@ def run(target: Target, command: Any, **options: Any) -> CommandResult:  # noqa:
 def targets_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Write a targets file and make it the one that everything reads."""
 
-    def write(*targets: Target, **settings: Any) -> Path:  # noqa: ANN401
+    def write(*targets: Target, **settings: Any) -> Path:
         keys = ("name", "transport", "host", "queue", "port", "user", "key_file")
         entries = []
         for target in targets:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -111,7 +112,7 @@ def test_output_is_streamed_and_ctrl_c_kills_the_command(
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
-        assert eventually(lambda: processes(seconds))  # noqa: B023
+        assert eventually(functools.partial(processes, seconds))
         process.send_signal(number)
         _, error = process.communicate(timeout=15)
         assert process.returncode == cli.EXIT_INTERRUPTED

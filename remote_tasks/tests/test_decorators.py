@@ -16,12 +16,12 @@ TargetsFile = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def dag() -> Any:  # noqa: ANN401
+def dag() -> Any:
     with DAG("test", schedule=None, start_date=datetime(2024, 5, 1)) as dag:
         yield dag
 
 
-def run_task(xcom_arg: Any, **context: Any) -> Any:  # noqa: ANN401
+def run_task(xcom_arg: Any, **context: Any) -> Any:
     operator = xcom_arg.operator
     values = {"params": {}, "ti": Mock(), **context}
     operator.render_template_fields(values)
@@ -58,7 +58,7 @@ def test_context_arrives(vm2: Target, targets_file: TargetsFile) -> None:
     targets_file(vm2)
 
     @task.remote(vm="vm2")
-    def command(ds: str | None = None, params: Any = None) -> str:  # noqa: ANN401
+    def command(ds: str | None = None, params: Any = None) -> str:
         return f"echo {ds} {params['x']}"
 
     assert run_task(command(), ds="2026-01-02", params={"x": 5})["output"] == "2026-01-02 5"
@@ -82,12 +82,12 @@ def test_the_queue_comes_from_the_vm_for_mapped_tasks_too(
 def test_a_function_that_returns_no_command(
     vm2: Target,
     targets_file: TargetsFile,
-    value: Any,  # noqa: ANN401
+    value: Any,
 ) -> None:
     targets_file(vm2)
 
     @task.remote(vm="vm2")
-    def command() -> Any:  # noqa: ANN401
+    def command() -> Any:
         return value
 
     with pytest.raises(TypeError, match="must return a command line or a list"):

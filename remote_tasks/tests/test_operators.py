@@ -24,7 +24,7 @@ TargetsFile = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def dag() -> Any:  # noqa: ANN401
+def dag() -> Any:
     with DAG("test", schedule=None, start_date=datetime(2024, 5, 1)) as dag:
         yield dag
 
@@ -35,11 +35,11 @@ class TaskInstance:
     def __init__(self) -> None:
         self.xcoms: dict[str, Any] = {}
 
-    def xcom_push(self, key: str, value: Any) -> None:  # noqa: ANN401
+    def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = value
 
 
-def execute(operator: Any, **context: Any) -> Any:  # noqa: ANN401
+def execute(operator: Any, **context: Any) -> Any:
     """Render and run a task as the task runner does."""
     values = {"params": {}, "ti": TaskInstance(), **context}
     operator.render_template_fields(values)

@@ -22,7 +22,7 @@ TargetsFile = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def dag() -> Any:  # noqa: ANN401
+def dag() -> Any:
     with DAG("test", schedule=None, start_date=datetime(2024, 5, 1)) as dag:
         yield dag
 
@@ -43,7 +43,7 @@ def old(path: Path, text: str = "x", seconds: float = 60) -> str:
     return str(path)
 
 
-def poke(vm: Target, paths: Any, **options: Any) -> tuple[bool, list[str]]:  # noqa: ANN401
+def poke(vm: Target, paths: Any, **options: Any) -> tuple[bool, list[str]]:
     sensor = RemoteFileSensor(
         task_id=f"wait{time.monotonic_ns()}", vm=vm.name, paths=paths, settle=0.2, **options
     )

@@ -29,7 +29,7 @@ VM1: dict[str, Any] = {
 }
 
 
-def parse(*targets: object, **top: object) -> Any:  # noqa: ANN401
+def parse(*targets: object, **top: object) -> Any:
     return parse_targets(json.dumps({"targets": list(targets), **top}), "targets.json")
 
 

@@ -75,7 +75,7 @@ def test_vm_execution(environment: dict[str, str], write_targets: WriteTargets, 
     order = {"dag_id": "remote_vm_execution", "conf": {}, "targets": str(write_targets(vms))}
     unreachable = order | {"targets": str(write_targets(vms, vm3="none"))}
     alone = order | {"targets": str(write_targets(topologies["one"]))}
-    other = pathlib.Path("/tmp/test_file.of-another-run.txt")  # noqa: S108
+    other = pathlib.Path("/tmp/test_file.of-another-run.txt")  # noqa: S108 - where the DAGs work
     other.touch()
     # In the way of the second run's transfer.
     os.mkfifo(file_of("received_file", 2))

@@ -60,7 +60,7 @@ def from_celery_mode(cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def options(arguments: list[str], site: SiteRun) -> Iterator[list[str]]:  # noqa: F811
+def options(arguments: list[str], site: SiteRun) -> Iterator[list[str]]:  # noqa: F811 - a fixture, imported
     given = [*arguments, "--extra-vars", json.dumps({"airflow_config": SHORT})]
     site(*given)
     yield given

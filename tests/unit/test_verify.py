@@ -105,7 +105,7 @@ TAMPERED: list[tuple[Callable[[pathlib.Path], Any], str]] = [
     ),
     (lambda env: (env / MODULE).chmod(0o664), f"{MODULE} can be written by others (0664)"),
     (lambda env: (env / SITE).chmod(0o777), f"{SITE} can be written by others (0777)"),
-    (lambda env: (env / SITE / "six.py").symlink_to("/tmp/six.py"), f"{SITE}/six.py is no plain file"),  # noqa: S108
+    (lambda env: (env / SITE / "six.py").symlink_to("/srv/six.py"), f"{SITE}/six.py is no plain file"),
 ]
 
 
