@@ -323,11 +323,14 @@ def test_what_tasks_held_against_what(module: Any) -> None:
 
 
 def test_direct_calls_are_held_against_the_references(module: Any) -> None:
-    ours = {1: {"each": [0.005] * 99 + [0.02], "rate": 190.0}, 8: {"each": [0.02], "rate": 390.0}}
-    theirs = {1: {"each": [0.5], "rate": 2.0}, 8: {"each": [0.6], "rate": 13.0}}
+    one, eight = {"each": [0.005] * 99 + [0.02], "rate": 190.0}, {"each": [0.02], "rate": 390.0}
+    ours = {1: {**one, "busy": 0.004}, 8: {**eight, "busy": 0.005}}
+    theirs = {1: {"each": [0.5], "rate": 2.0, "busy": 0.2}, 8: {"each": [0.6], "rate": 13.0, "busy": 0.15}}
     found = module("direct").comparisons(ours, theirs)
     assert [comparison.reached for comparison in found] == [True, True, True, True, True, True]
     assert [round(comparison.ratio, 3) for comparison in found[:3]] == [0.01, 0.01, 95.0]
+    assert "takes 5 ms of processor time" in found[-1].note
+    assert "one of the reference's 150 ms" in found[-1].note
 
 
 def test_a_fan_out_is_tried_for_one_vm_and_for_all(module: Any) -> None:
