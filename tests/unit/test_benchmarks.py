@@ -228,6 +228,11 @@ def test_an_added_vm_is_made_as_the_lab_makes_its_own(growth: ModuleType) -> Non
     assert "privileged" not in options
 
 
+def test_fewer_vms_than_the_goal_names_do_not_make_it_easier(growth: ModuleType) -> None:
+    assert growth.at_most(3, 24) == 2.5
+    assert round(growth.at_most(3, 12), 2) == 1.64
+
+
 def test_growth_is_told_with_what_one_more_vm_costs(growth: ModuleType) -> None:
     took = {3: [6.0, 6.0], 24: [14.0, 13.0, 16.5]}
     found = growth.comparison(took, "ssh")
