@@ -16,7 +16,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import os
-import socket
 import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -275,7 +274,7 @@ class QueueClient:
         while not self._closed.is_set():
             try:
                 self._in.drain_events(timeout=1.0)
-            except (TimeoutError, socket.timeout):  # noqa: UP041 - amqp has its own idea of both
+            except TimeoutError:
                 with contextlib.suppress(NotImplementedError):
                     self._in.heartbeat_check()
             except Exception as error:
