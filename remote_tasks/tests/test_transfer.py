@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +32,13 @@ from remote_tasks.errors import (
 )
 from remote_tasks.runtime import get_runtime
 from remote_tasks.targets import Target
-from remote_tasks.transfer import TransferResult, failed_transfer, receive_script, transfer
+from remote_tasks.transfer import (
+    TransferResult,
+    failed_transfer,
+    receive_script,
+    send_script,
+    transfer,
+)
 from remote_tasks.transport import CHUNK, Channel, Stream, Transport
 
 MEGABYTE = 1_000_000
@@ -171,7 +178,6 @@ def test_what_cannot_be_sent_is_refused(vm2: Target, vm3: Target, tmp_path: Path
     os.mkfifo(tmp_path / "pipe")
     for path, message in (
         (tmp_path / "none", "no such file"),
-        (tmp_path, "is a directory"),
         (tmp_path / "pipe", "not a regular file"),
         ("/dev/null", "not a regular file"),
     ):
@@ -220,7 +226,9 @@ def test_the_same_file_is_refused_under_any_name(vm2: Target, source: Path, tmp_
 @pytest.mark.skipif(os.geteuid() != 0, reason="root is needed to become somebody else")
 def test_without_permission(sshd_factory: Callable[..., Sshd], source: Path) -> None:
     """As nobody: root may do everything."""
-    script = receive_script("/root/x", basename="source", size=1, mode="600", same_vm_source="")
+    script = receive_script(
+        "/root/x", kind="file", basename="source", size=1, mode="600", same_vm_source=""
+    )
     done = subprocess.run(
         ["sh", "-c", script], user=65534, capture_output=True, text=True, cwd="/", timeout=10
     )
@@ -247,6 +255,106 @@ def test_a_disk_without_room_is_noticed_before(
     with pytest.raises(NoSpaceError, match=r"no room for 3000000 bytes \(2048 KiB are free\)"):
         send(vm2, vm3, source, small_disk / "file")
     assert os.listdir(small_disk) == []
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A directory with what directories have in them."""
+    path = tmp_path / "tree"
+    (path / "empty").mkdir(parents=True)
+    (path / "a b" / "c\nd").mkdir(parents=True)
+    (path / "a b" / "c\nd" / "ü").write_bytes(random.randbytes(MEGABYTE))
+    (path / ".hidden").write_text("hidden")
+    (path / ".hidden").chmod(0o604)
+    (path / "run").write_text("#!/bin/sh")
+    (path / "run").chmod(0o4755)
+    os.link(path / "run", path / "hard")
+    (path / "link").symlink_to("a b/c\nd/ü")
+    (path / "dangling").symlink_to("/no/such/place")
+    (path / "sealed").mkdir()
+    (path / "sealed" / "file").write_text("sealed")
+    (path / "sealed").chmod(0o2555)
+    os.utime(path / ".hidden", (1_000_000_000, 1_000_000_000))
+    os.utime(path / "empty", (1_100_000_000, 1_100_000_000))
+    path.chmod(0o750)
+    return path
+
+
+def contents(path: Path) -> dict[str, tuple[int, int, bytes | str | None]]:
+    """Return mode, second of change and content of all that is in a directory, itself included."""
+    found: dict[str, tuple[int, int, bytes | str | None]] = {}
+    for entry in (path, *path.rglob("*")):
+        status = entry.lstat()
+        content: bytes | str | None = None
+        if entry.is_symlink():
+            content = os.readlink(entry)
+        elif entry.is_file():
+            content = entry.read_bytes()
+        found[str(entry.relative_to(path))] = (
+            status.st_mode & ~0o6000,
+            0 if entry.is_symlink() else int(status.st_mtime),
+            content,
+        )
+    return found
+
+
+def test_a_directory_arrives_whole(pair: tuple[Target, Target], tree: Path, dest_dir: Path) -> None:
+    before = contents(tree)
+    result = send(*pair, tree, dest_dir / "new")
+    assert contents(dest_dir / "new") == before == contents(tree)
+    assert (dest_dir / "new/hard").samefile(dest_dir / "new/run")
+    assert os.listdir(dest_dir) == ["new"]
+    assert result.size > MEGABYTE
+    assert result.dest_path == str(dest_dir / "new")
+    assert result.to_dict()["success"]
+
+
+def test_a_directory_takes_a_directory_under_its_own_name(
+    vm2: Target, vm3: Target, tree: Path, dest_dir: Path
+) -> None:
+    (dest_dir / "sub").mkdir()
+    for source, dest, final in (
+        (tree, dest_dir, "tree"),
+        (f"{tree}/", f"{dest_dir}/sub/", "sub/tree"),
+        (f"{tree}/", f"{dest_dir}/other/", "other"),
+        (tree / "empty", dest_dir / "nothing", "nothing"),
+    ):
+        assert send(vm2, vm3, source, dest).dest_path == str(dest_dir / final)
+    assert sorted(os.listdir(dest_dir)) == ["nothing", "other", "sub", "tree"]
+
+
+def test_a_directory_is_refused_where_something_is(
+    vm2: Target, vm3: Target, tree: Path, dest_dir: Path
+) -> None:
+    (dest_dir / "tree").mkdir()
+    (dest_dir / "file").write_text("x")
+    (dest_dir / "dangling").symlink_to("/no/such/place")
+    for path in (dest_dir, dest_dir / "file", dest_dir / "dangling"):
+        with pytest.raises(DestinationError, match=r"exists\. A directory is made anew"):
+            send(vm2, vm3, tree, path)
+    for path in (tree / "copy", tree / "sealed", tree / "empty" / "copy"):
+        with pytest.raises(DestinationError, match="is inside the source"):
+            send(vm2, vm2, tree, path)
+    with pytest.raises(DestinationError, match="its directory does not exist"):
+        send(vm2, vm3, tree, dest_dir / "none" / "x")
+    assert not leftovers(dest_dir)
+    assert not leftovers(tree)
+
+
+def test_a_directory_without_room_leaves_nothing(
+    vm2: Target, vm3: Target, tree: Path, small_disk: Path
+) -> None:
+    (tree / "more").write_bytes(random.randbytes(2 * MEGABYTE))
+    with pytest.raises(NoSpaceError, match=r"no room for \d+ bytes \(2048 KiB are free\)"):
+        send(vm2, vm3, tree, small_disk / "new")
+    (tree / "more").write_bytes(b"")
+    (small_disk / "small").write_bytes(b"x" * 1_000_000)
+    (tree / "small").write_bytes(random.randbytes(10_000))
+    for number in range(500):  # a page each, where the archive has 1 kB
+        (tree / str(number)).write_text("x")
+    with pytest.raises(NoSpaceError):
+        send(vm2, vm3, tree, small_disk / "new")
+    assert os.listdir(small_disk) == ["small"]
 
 
 class Interfering:
@@ -357,6 +465,67 @@ def test_a_source_that_changes_meanwhile_is_noticed(
     assert os.listdir(dest_dir) == []
 
 
+def grow_in(tree: Path) -> None:
+    (tree / "zz").write_text("more")
+
+
+def shrink_in(tree: Path) -> None:
+    os.truncate(tree / "large", 9 * MEGABYTE)
+
+
+def touch_in(tree: Path) -> None:
+    os.utime(tree / "large")
+
+
+@pytest.mark.parametrize("change", [grow_in, shrink_in, touch_in, shutil.rmtree])
+def test_a_directory_that_changes_meanwhile_is_noticed(
+    vm2: Target, vm3: Target, large: Path, dest_dir: Path, change: Callable[[Path], None]
+) -> None:
+    tree = large.parent / "changing"
+    tree.mkdir()
+    large.rename(tree / "large")
+    with pytest.raises(SourceChangedError, match="was changed while it was being read"):
+        send_while(vm2, vm3, tree, dest_dir / "new", lambda: change(tree))
+    assert os.listdir(dest_dir) == []
+
+
+def test_a_directory_that_was_tampered_with_is_not_renamed(
+    vm2: Target, vm3: Target, tree: Path, large: Path, dest_dir: Path
+) -> None:
+    large.rename(tree / "z")
+
+    def tamper() -> None:
+        def unpacked() -> bool:
+            return bool(list(dest_dir.glob(".remote-tasks.*/.hidden")))
+
+        assert eventually(unpacked)
+        next(dest_dir.glob(".remote-tasks.*/.hidden")).write_text("Hidden")
+
+    tampering = threading.Thread(target=tamper)
+    with pytest.raises(IntegrityError, match="with sha256"):
+        send_while(vm2, vm3, tree, dest_dir / "new", tampering.start)
+    tampering.join()
+    assert os.listdir(dest_dir) == []
+
+
+@pytest.mark.parametrize("end", ["source", "dest"])
+def test_a_connection_that_breaks_in_a_directory_leaves_nothing(
+    vm2: Target,
+    vm3: Target,
+    sshd2: Sshd,
+    sshd3: Sshd,
+    tree: Path,
+    large: Path,
+    dest_dir: Path,
+    end: str,
+) -> None:
+    large.rename(tree / "sealed" / "large")
+    cut = (sshd2 if end == "source" else sshd3).kill_sessions
+    with pytest.raises(ConnectionLostError, match="vm2" if end == "source" else "vm3"):
+        send_while(vm2, vm3, tree, dest_dir / "new", cut)
+    assert eventually(lambda: os.listdir(dest_dir) == [])
+
+
 @pytest.mark.parametrize("end", ["source", "dest"])
 def test_a_connection_that_breaks_midway_leaves_nothing(
     vm2: Target, vm3: Target, sshd2: Sshd, sshd3: Sshd, large: Path, dest_dir: Path, end: str
@@ -444,6 +613,32 @@ def test_a_vm_that_is_down(vm2: Target, down: Target, source: Path, dest_dir: Pa
     with pytest.raises(ConnectError, match="vm9"):
         send(down, vm2, source, dest_dir / "x")
     assert os.listdir(dest_dir) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is needed to become somebody else")
+def test_what_a_login_may_not_do_with_a_directory() -> None:
+    """As nobody, who may read neither the directory nor what is in it."""
+    outside = tempfile.mkdtemp()
+    Path(outside).chmod(0o755)
+    closed, partly = Path(outside, "closed"), Path(outside, "partly")
+    closed.mkdir(mode=0o700)
+    partly.mkdir(mode=0o755)
+    (partly / "secret").write_text("x")
+    (partly / "secret").chmod(0o600)
+    try:
+        for path, words in ((closed, ["unreadable"]), (partly, ["directory", "readerror"])):
+            done = subprocess.run(
+                ["sh", "-c", send_script(str(path))],
+                user=65534,
+                capture_output=True,
+                cwd="/",
+                timeout=10,
+            )
+            said = [line.split()[1:2] for line in done.stderr.decode().splitlines()]
+            assert [word for word in words if [word] in said] == words
+            assert done.returncode == 1
+    finally:
+        shutil.rmtree(outside)
 
 
 def test_memory_stays_flat(vm2: Target, vm3: Target, tmp_path: Path) -> None:

@@ -207,12 +207,12 @@ def send_file(
     *,
     timeout: float | None = None,
 ) -> dict[str, Any]:
-    """Send a file from one VM to another.
+    """Send a file or a directory from one VM to another.
 
     Args:
         source_vm: The VM that has it.
         dest_vm: The VM that gets it.
-        source_path: The file.
+        source_path: The file or directory.
         dest_path: Its new name, or a directory.
         timeout: Seconds it may take.
 

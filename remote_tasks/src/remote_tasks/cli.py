@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("vms", nargs="*", metavar="VM", help="by default all")
 
     copy = commands.add_parser(
-        "copy", parents=[json_option], help="send a file from one VM to another"
+        "copy", parents=[json_option], help="send a file or a directory from one VM to another"
     )
     copy.add_argument("source", metavar="VM:PATH")
     copy.add_argument("dest", metavar="VM:PATH")

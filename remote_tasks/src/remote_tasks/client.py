@@ -403,12 +403,12 @@ def file_transfer(
     *,
     timeout: float | None = None,
 ) -> dict[str, Any]:
-    """Send a file from one VM to another, through the general worker.
+    """Send a file or a directory from one VM to another, through the general worker.
 
     Args:
         source_vm: The VM that has it.
         dest_vm: The VM that gets it.
-        source_path: The file.
+        source_path: The file or directory.
         dest_path: Its new name, or a directory.
         timeout: Seconds to wait for the result.
 

@@ -229,15 +229,15 @@ class RemoteCommandOperator(BaseOperator):
 
 
 class RemoteFileTransferOperator(BaseOperator):
-    """Send a file from one VM to another, streamed through the worker that reaches both.
+    """Send a file or a directory from one VM to another, through the worker that reaches both.
 
     The result, a dictionary with ``source_vm``, ``dest_vm``, ``source_path``, ``dest_path``,
     ``size``, ``sha256`` and more, goes to XCom; a failed task's message goes there as ``error``.
 
     Args:
-        source_vm: The VM that has the file.
+        source_vm: The VM that has it.
         dest_vm: The VM that gets it.
-        source_path: The file.
+        source_path: The file or directory.
         dest_path: Its new name, or an existing directory.
         timeout: Seconds it may take; by default as long as it takes.
         kwargs: What every operator takes; ``queue`` is ``file_transfer_queue`` by default.

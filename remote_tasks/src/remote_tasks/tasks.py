@@ -115,12 +115,12 @@ def file_transfer(
     *,
     timeout: float | None = None,
 ) -> dict[str, Any]:
-    """Send a file from one VM to another.
+    """Send a file or a directory from one VM to another.
 
     Args:
         source_vm: The VM that has it.
         dest_vm: The VM that gets it.
-        source_path: The file.
+        source_path: The file or directory.
         dest_path: Its new name, or a directory.
         timeout: Seconds that one try may take.
 
@@ -136,7 +136,7 @@ def file_transfer(
         return actions.with_retries(
             lambda: actions.send_file(source_vm, dest_vm, source_path, dest_path, timeout=timeout),
             load_targets().settings,
-            # To send a file again does no harm, unlike a command.
+            # To send it again does no harm, unlike a command.
             retryable=lambda error: error.retryable or isinstance(error, ConnectionLostError),
             notify=_notify,
         )

@@ -1,10 +1,13 @@
-"""Send a file from one VM to another through this host.
+"""Send a file or a directory from one VM to another through this host.
 
 The data flows from a process on the one VM to a process on the other through this host's memory, a
 few megabytes at a time; nothing of it touches this host's disk. On the far side it is written under
 a temporary name in the final directory, checked by size and sha256, flushed, and renamed. The
 far side's script waits for the word to rename and removes the temporary file when that does not
 come, so that no failure, this host's death included, leaves a half file under the final name.
+
+A directory travels as an archive of tar's, which is unpacked as it comes. To check it, the far side
+packs what it has got once more: the same tree makes the same archive.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import posixpath
+import secrets
 import shlex
 import time
 from dataclasses import dataclass
@@ -35,94 +39,137 @@ from remote_tasks.transport import ChannelClosedError, Stream, Transport
 _REPORT = "remote-tasks:"
 """Begins the lines on stderr by which the scripts report; all else there is a program's message."""
 
-_TIDY_UP = 2.0
-"""Seconds that a receiver gets to remove its temporary file before it is killed."""
+_TIDY_UP = {"file": 2.0, "directory": 120.0}
+"""Seconds that a receiver gets to remove what it has written before it is killed."""
+
+# The same tree makes the same archive on any VM, whose owners and inherited set-id bits differ.
+_PACK = """pack() { d=$1 f=$2; shift 2; tar "$@" --format=gnu --sort=name --numeric-owner \\
+--owner=0 --group=0 --mode=ug-s -b %(blocks)s -C "$d" -cf "$f" .; }"""
+
+_BLOCKS = 64
+"""Of 512 bytes in each of an archive's records, to which its size is rounded up: an SSH packet."""
 
 # One open file from the first look to the last one, so that the file may be renamed or replaced
-# meanwhile without mixing two files. The name is looked at again at the end to notice that.
+# meanwhile without mixing two files. The name is looked at again at the end to notice that. A
+# directory's archive has a size before it is made: tar reads no file for /dev/null.
 _SEND = """export LC_ALL=C; say() { echo "%(report)s $*" >&2; }; stop() { say "$@"; exit 1; }
 case $src in /*) ;; *) src=./$src ;; esac
-if [ -d "$src" ]; then stop directory; fi
 if [ ! -e "$src" ]; then stop missing; fi
+if [ -d "$src" ]; then
+if [ ! -r "$src" ] || [ ! -x "$src" ]; then stop unreadable; fi
+if ! command -v tar >/dev/null; then stop notar; fi
+%(pack)s
+look() { stat -L -c "%%a %%d:%%i %%y %%z" -- "$src"; }
+size=$(pack "$src" /dev/null --totals 2>&1 | sed -n "s/^Total bytes written: \\([0-9]*\\).*/\\1/p")
+say directory "$size $(look)"
+pack "$src" -; case $? in 0) ;; 1) stop changed ;; *) stop readerror ;; esac
+now="$size $(look)"; say now "$now"; say now "$now"; exit; fi
 if [ ! -f "$src" ]; then stop special; fi
 if [ ! -r "$src" ]; then stop unreadable; fi
 exec 3<"$src" || stop unreadable
-look() { stat -L -c "%%s %%a %%d:%%i %%y %%z" -- "$1"; }
-say file "$(look /dev/fd/3)"
+format="%%s %%a %%d:%%i %%y %%z"
+stat -L -c "%(report)s file $format" -- /dev/fd/3 >&2 || stop unreadable
 cat <&3 || stop readerror
-say then "$(look /dev/fd/3)"; say named "$(look "$src" 2>&1)"
+stat -L -c "%(report)s now $format" -- /dev/fd/3 "$src" >&2 || say now gone
 """
 
-# openssl, where there is one, uses the CPU's own instructions: four times as fast as sha256sum.
-# Command substitution drops newlines at the end, which a path may have: hence the x.
+# Each program that it starts costs a small file as much as its data, so there are few.
+# openssl, where there is one, uses the CPU's own instructions: four times as fast as sha256sum, but
+# slower to start. What is large is flushed while it arrives, or the disk would have its turn after
+# the network. Command substitution drops newlines at the end, which a path may have: hence the x.
 _RECEIVE = """export LC_ALL=C; say() { echo "%(report)s $*" >&2; }; stop() { say "$@"; exit 1; }
+lost() { case $e in *"No space"*|*quota*|*"too large"*) stop nospace "$e" ;; esac
+stop "$1" "$e"; }
+large() { [ "$size" -ge "$1" ]; }
+digest() { large 4194304 && openssl dgst -sha256 -r 2>/dev/null || sha256sum; }
 case $dst in /*) ;; *) dst=./$dst ;; esac
 if [ -d "$dst" ]; then dst=${dst%%/}/$base; fi
+if [ "$kind" = directory ]; then dst=${dst%%/}; fi
 case $dst in */) stop nodirectory ;; esac
+dir=${dst%%/*}; dir=${dir:-/}
+if [ "$kind" = directory ]; then
+if ! command -v tar >/dev/null; then stop notar; fi
+%(pack)s
+if [ -n "$src" ]; then case $(readlink -f -- "$dir")/ in "$(readlink -f -- "$src")"/*)
+stop inside ;; esac; fi
+if [ -e "$dst" ] || [ -L "$dst" ]; then stop exists; fi
+else
 if [ -L "$dst" ]; then t=$(readlink -f -- "$dst" && echo x) || stop dangling; dst=${t%%?x}; fi
 if [ -d "$dst" ]; then stop directory; fi
 if [ -e "$dst" ] && [ ! -f "$dst" ]; then stop special; fi
 if [ -n "$src" ]; then case $src in /*) ;; *) src=./$src ;; esac
 if [ "$src" -ef "$dst" ]; then stop same; fi; fi
-dir=${dst%%/*}; dir=${dir:-/}
+dir=${dst%%/*}; dir=${dir:-/}; fi
 if [ ! -d "$dir" ]; then stop nodirectory; fi
 if [ ! -w "$dir" ] || [ ! -x "$dir" ]; then stop unwritable; fi
 umask 077; tmp=
-trap 'if [ -n "$tmp" ]; then rm -f -- "$tmp"; fi' EXIT; trap "exit 1" HUP INT TERM PIPE
-t=$(mktemp "$dir/.remote-tasks.XXXXXXXXXX" && echo x) || stop unwritable; tmp=${t%%?x}
-free=$(df -k --output=avail -- "$dir" 2>/dev/null | tail -n 1 | tr -d " ")
-case $free in ""|*[!0-9]*) ;; *)
-if [ "$free" -lt $((size / 1024)) ]; then stop nospace "$free KiB are free"; fi ;; esac
-if ! e=$(head -c "$size" 2>&1 >"$tmp"); then
-case $e in *"No space"*|*quota*|*"too large"*) stop nospace "$e" ;; *) stop writeerror "$e" ;; esac
-fi
+trap 'if [ -d "$tmp" ]; then chmod -R u+rwX -- "$tmp"; rm -rf -- "$tmp"
+elif [ -n "$tmp" ]; then rm -f -- "$tmp"; fi' EXIT; trap "exit 1" HUP INT TERM PIPE
+t=$dir/.remote-tasks.$token
+if [ "$kind" = directory ]; then e=$(mkdir -- "$t" 2>&1) || lost unwritable
+else set -C; e=$( (: >"$t") 2>&1) || lost unwritable; set +C; fi; tmp=$t
+if large 1048576; then set -- $(stat -f -c "%%b %%a %%S" -- "$dir" 2>/dev/null)
+if [ "${1:-0}" -gt 0 ] && [ $(($2 * $3)) -lt "$size" ]; then
+stop nospace "$(($2 * $3 / 1024)) KiB are free"; fi; fi
+if [ "$kind" = directory ]; then
+e=$(head -c "$size" | tar -C "$tmp" -b %(blocks)s -xp --no-same-owner -f - 2>&1) || lost writeerror
+e=$(sync -f "$tmp" 2>&1) || lost writeerror
+sum=$(pack "$tmp" - | digest)
+else
+if large 67108864; then
+(while sleep 0.5 && [ -e "$tmp" ]; do sync -d "$tmp"; done) >/dev/null 2>&1 </dev/null & fi
+e=$(dd bs=256k iflag=fullblock,count_bytes count="$size" conv=fsync of="$tmp" 2>&1) ||
+lost writeerror
 chmod "$mode" "$tmp" || stop writeerror "chmod $mode"
-if ! e=$(sync "$tmp" 2>&1); then
-case $e in *"No space"*|*quota*) stop nospace "$e" ;; *) stop writeerror "$e" ;; esac; fi
-sum=$(openssl dgst -sha256 -r <"$tmp" 2>/dev/null) || sum=$(sha256sum <"$tmp")
-say have "$(stat -c %%s "$tmp") $sum"
+sum=$(digest <"$tmp"); fi
+say have "$sum"
 IFS= read -r word && [ "$word" = commit ] || exit 1
 mv -f -T -- "$tmp" "$dst" || stop writeerror "rename"
 tmp=; sync "$dir" 2>/dev/null; say done; printf "%%sx" "$dst"
 """
 
+_VALUES = {"report": _REPORT, "blocks": _BLOCKS, "pack": _PACK % {"blocks": _BLOCKS}}
+
 
 def send_script(source_path: str) -> str:
-    """Build the script that reads a file.
+    """Build the script that reads a file or a directory.
 
     Args:
-        source_path: The file on the VM.
+        source_path: Its path on the VM.
 
     Returns:
-        A shell script; the file goes to stdout, what it finds to stderr.
+        A shell script; the file or the archive goes to stdout, what it finds to stderr.
     """
-    return f"src={shlex.quote(source_path)}\n" + _SEND % {"report": _REPORT}
+    return f"src={shlex.quote(source_path)}\n" + _SEND % _VALUES
 
 
 def receive_script(
-    dest_path: str, *, basename: str, size: int, mode: str, same_vm_source: str
+    dest_path: str, *, kind: str, basename: str, size: int, mode: str, same_vm_source: str
 ) -> str:
-    """Build the script that writes a file.
+    """Build the script that writes a file or a directory.
 
     Args:
-        dest_path: The final name, or a directory to put the file in.
+        dest_path: The final name, or a directory to put it in.
+        kind: ``file`` or ``directory``.
         basename: The name that it gets in a directory.
-        size: Its size in bytes.
-        mode: Its permissions, in octal.
+        size: The size of the file or of the archive, in bytes.
+        mode: A file's permissions, in octal; a directory's are in the archive.
         same_vm_source: The source's path when it is on the same VM, else nothing.
 
     Returns:
-        A shell script; it takes the file and then a line ``commit`` from stdin.
+        A shell script; it takes the file or the archive and then a line ``commit`` from stdin.
     """
     values = {
         "dst": dest_path,
+        "kind": kind,
         "base": basename,
         "size": str(size),
         "mode": mode,
         "src": same_vm_source,
+        "token": secrets.token_hex(5),
     }
     head = "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items())
-    return head + _RECEIVE % {"report": _REPORT}
+    return head + _RECEIVE % _VALUES
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +177,13 @@ class TransferResult:
     """A finished transfer.
 
     Attributes:
-        source_vm: The VM that the file came from.
+        source_vm: The VM that it came from.
         dest_vm: The VM that it went to.
         source_path: Its path there.
         dest_path: Its path here, a directory's name completed.
-        size: Its size in bytes.
-        sha256: Its checksum, in hexadecimal, as read back from the far side.
+        size: Its size in bytes; a directory's is its archive's.
+        sha256: Its checksum, in hexadecimal, as read back from the far side; a directory's is its
+            archive's.
         duration: How long it took, in seconds.
     """
 
@@ -176,7 +224,7 @@ def failed_transfer(
     """Return the dictionary for a transfer that was refused or broke.
 
     Args:
-        source_vm: The VM that the file was to come from.
+        source_vm: The VM that it was to come from.
         dest_vm: The VM that it was to go to.
         source_path: Its path there.
         dest_path: Its path here.
@@ -202,8 +250,9 @@ def failed_transfer(
 class _Side:
     """One end of a transfer: its process, and what it reports on stderr."""
 
-    def __init__(self, transport: Transport, script: str) -> None:
+    def __init__(self, transport: Transport, script: str, tidy_up: float = 0.0) -> None:
         self.name = str(transport.target)
+        self.tidy_up = tidy_up
         self.process = RemoteProcess(transport, Command.of(script))
         self._rest = b""
         self.messages: list[str] = []
@@ -246,15 +295,17 @@ async def transfer(
     *,
     timeout: float | None = None,
 ) -> TransferResult:
-    """Send a file from one VM to another, or to another place on the same one.
+    """Send a file or a directory from one VM to another, or to another place on the same one.
 
     The permissions are kept, the owner is the login on the far side. An existing file is replaced
-    at once and as a whole; a symbolic link is followed.
+    at once and as a whole; a symbolic link is followed. A directory comes with all that is in it,
+    with the times of change, and with symbolic links as they are; set-id bits are left out. It is
+    made anew: an existing one is refused, since to replace it would lose what else is in it.
 
     Args:
-        source: The way to the VM that has the file.
+        source: The way to the VM that has it.
         dest: The way to the VM that gets it.
-        source_path: The file; a relative path starts in the login's home.
+        source_path: The file or directory; a relative path starts in the login's home.
         dest_path: Its new name, or an existing directory that it keeps its name in.
         timeout: Seconds that it may take; ``None`` for as long as it takes.
 
@@ -278,7 +329,7 @@ async def transfer(
         async with asyncio.timeout(timeout):
             await sender.process.start()
             word, found = await sender.report()
-            if word != "file":
+            if word not in _TIDY_UP:
                 await _source_trouble(sender, word, source_path)
             size_text, mode = found.split()[:2]
             size = int(size_text)
@@ -286,11 +337,13 @@ async def transfer(
                 dest,
                 receive_script(
                     dest_path,
-                    basename=posixpath.basename(source_path),
+                    kind=word,
+                    basename=posixpath.basename(source_path.rstrip("/")),
                     size=size,
                     mode=mode,
                     same_vm_source=source_path if same_vm else "",
                 ),
+                tidy_up=_TIDY_UP[word],
             )
             sides.append(receiver)
             await receiver.process.start()
@@ -350,7 +403,7 @@ async def _stream(sender: _Side, receiver: _Side, source_path: str, size: int) -
     else:
         if sent < size:
             word, _ = await sender.report()
-            if word == "then":
+            if word == "now":
                 raise _changed(sender, source_path, f"only {sent} of {size} bytes were there")
             await _source_trouble(sender, word, source_path)
     return digest.hexdigest()
@@ -360,9 +413,9 @@ async def _check_source(sender: _Side, source_path: str, found: str) -> None:
     """Make sure that the file is the one that was found, and untouched."""
     if await sender.process.read("stdout"):
         return  # it was not read to its end: the far side stopped first, and says why
-    for expected in ("then", "named"):
+    for _ in ("as opened", "as named"):
         word, now = await sender.report()
-        if word != expected:
+        if word != "now":
             await _source_trouble(sender, word, source_path)
         if now != found:
             raise _changed(sender, source_path, f"before: {found}, after: {now}")
@@ -372,16 +425,16 @@ async def _check_arrival(receiver: _Side, dest_path: str, size: int, digest: str
     word, have = await receiver.report()
     if word != "have":
         await _dest_trouble(receiver, word, have, dest_path, size)
-    there_size, there_digest = have.split()[:2]
-    if (there_size, there_digest) != (str(size), digest):
+    there = have.partition(" ")[0]
+    if there != digest:
         raise IntegrityError(
             f"{dest_path!r} on {receiver.name}: sent were {size} bytes with sha256 {digest}, "
-            f"written were {there_size} with {there_digest}. Is its disk or file system sound?"
+            f"what was written has {there}. Is its disk or file system sound?"
         )
 
 
 async def _let_go(sides: list[_Side], settled: bool) -> None:
-    """End both processes; a receiver without the word to rename removes its temporary file."""
+    """End both processes; a receiver without the word to rename removes what it has written."""
     for side in reversed(sides):
         if not side.process.started:
             continue
@@ -389,7 +442,7 @@ async def _let_go(sides: list[_Side], settled: bool) -> None:
         if not settled and side is not sides[0]:
             await side.process.channel.write_eof()
             try:
-                async with asyncio.timeout(_TIDY_UP):
+                async with asyncio.timeout(side.tidy_up):
                     await side.rest_of("stderr")
                     await side.process.channel.wait()
             except (TransportError, TimeoutError):
@@ -408,10 +461,12 @@ async def _source_trouble(sender: _Side, word: str, source_path: str) -> NoRetur
     where = f"{source_path!r} on {sender.name}"
     if word == "missing":
         raise SourceError(f"{where}: no such file.")
-    if word == "directory":
-        raise SourceError(f"{where} is a directory; a transfer takes one file. Pack it with tar.")
+    if word == "notar":
+        raise SourceError(f"{where} is a directory, and that VM has no tar to send it. Install it.")
+    if word == "changed":
+        raise _changed(sender, source_path, sender.said())
     if word == "special":
-        raise SourceError(f"{where} is not a regular file.")
+        raise SourceError(f"{where} is not a regular file or a directory.")
     if word == "unreadable":
         raise SourceError(f"{where}: the login may not read it.")
     await _end_of(sender)
@@ -426,6 +481,17 @@ async def _dest_trouble(
         raise DestinationError(f"{where}: its directory does not exist. Make it first.")
     if word == "directory":
         raise DestinationError(f"{where}: a directory has the final name.")
+    if word == "exists":
+        raise DestinationError(
+            f"{where} exists. A directory is made anew, since to replace one would lose what else "
+            "is in it: remove it first, or give another name."
+        )
+    if word == "inside":
+        raise DestinationError(f"{where} is inside the source; give it another place.")
+    if word == "notar":
+        raise DestinationError(
+            f"{where} becomes a directory, and that VM has no tar to unpack it. Install it."
+        )
     if word == "special":
         raise DestinationError(f"{where} exists and is not a regular file.")
     if word == "dangling":
