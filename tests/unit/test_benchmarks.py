@@ -357,10 +357,10 @@ def test_four_workers_together_are_held_against_their_limit(module: Any) -> None
 
 def test_scp_is_given_both_ends_and_its_protocol(module: Any) -> None:
     target = {"user": "rocky", "host": "192.168.83.130", "key_file": "/k", "known_hosts_file": "/h"}
-    line = module("transfer").scp_line(target, {**target, "port": 2222}, "/a b", "/c", "SCP")
-    assert line.startswith("runuser -u airflow -- scp -3 -r -q -O -i /k ")
-    assert line.endswith("'scp://rocky@192.168.83.130:22//a b' scp://rocky@192.168.83.130:2222//c")
-    assert "StrictHostKeyChecking=yes" in line
+    words = module("transfer").scp_line(target, {**target, "port": 2222}, "/a b", "/c", "SCP")
+    assert words[:7] == ["scp", "-3", "-r", "-q", "-O", "-i", "/k"]
+    assert words[-2:] == ["scp://rocky@192.168.83.130:22//a b", "scp://rocky@192.168.83.130:2222//c"]
+    assert "StrictHostKeyChecking=yes" in words
 
 
 def test_ways_are_taken_in_turns(module: Any) -> None:
