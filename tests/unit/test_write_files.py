@@ -1,4 +1,4 @@
-"""The module write_files, run by Ansible on this machine."""
+"""The action write_files and its module, run by Ansible on this machine."""
 
 from __future__ import annotations
 
@@ -68,3 +68,29 @@ def test_what_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None:
     found = run(wanted(tmp_path, a="one\n"))
     assert found["failed"]
     assert found["msg"].startswith(f"{tmp_path / 'new'} cannot be written:")
+
+
+def test_the_module_runs_only_where_something_differs(tmp_path: pathlib.Path) -> None:
+    """It leaves its invocation in the answer, which the action alone does not."""
+    arguments = wanted(tmp_path, a="one\n", empty="", **{"it's a b": "ü\n"})
+    assert "invocation" in run(arguments)
+    assert "invocation" not in run(arguments)
+    for spoil in (
+        lambda: (tmp_path / "new/a").write_text("two\n"),
+        lambda: (tmp_path / "new/empty").write_text("not empty"),
+        lambda: (tmp_path / "new/a").unlink(),
+        lambda: (tmp_path / "new/a").chmod(0o4640),
+        lambda: (tmp_path / "new").chmod(0o755),
+        lambda: os.chown(tmp_path / "new/a", -1, 1),
+        lambda: (tmp_path / "new/other").write_text(""),
+    ):
+        spoil()
+        assert run(arguments)["changed"]
+    assert "invocation" not in run(arguments, "--check")
+
+
+def test_what_is_wrong_with_arguments_is_said(tmp_path: pathlib.Path) -> None:
+    for files in ("/a", [{"path": str(tmp_path / "a")}], [{"mode": "0644"}], ["/a"]):
+        found = run({"files": files})
+        assert found["failed"]
+        assert not list(tmp_path.iterdir())
