@@ -1,7 +1,11 @@
-"""Who logs in to the databases, as the role's databases say."""
+"""Who logs in to the databases, as the role's databases say, and whether the server knows."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,9 +42,34 @@ def _login(entry: Mapping[str, Any], role: str) -> dict[str, str]:
     }
 
 
+def is_settled(role: Mapping[str, Any], password: str = "") -> bool:
+    """Say whether a role is as it is to be: it logs in with this password, and may do nothing with the server itself.
+
+    Args:
+        role: What the server has, with ``login``, ``rights`` and ``password`` as it keeps it (None for none); nothing
+            for a role that is not there.
+        password: Nothing for a role that does not log in.
+
+    Returns:
+        False as well when it cannot be told.
+    """
+    if not role or role["rights"] or role["login"] != bool(password):
+        return False
+    return _is_hash_of(str(role["password"]), password) if password else role["password"] is None
+
+
+def _is_hash_of(stored: str, password: str) -> bool:
+    """RFC 5802, section 3; passwords that are not ASCII would have to be normalised (RFC 4013) before."""
+    parts = re.fullmatch(r"SCRAM-SHA-256\$(\d+):([^$]+)\$[^:]+:(.+)", stored)
+    if parts is None or not password.isascii():
+        return False
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(parts[2]), int(parts[1]))
+    return hmac.compare_digest(hmac.digest(salted, b"Server Key", "sha256"), base64.b64decode(parts[3]))
+
+
 class FilterModule:
-    """The function above as an Ansible filter."""
+    """The functions above as Ansible filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return filter names and functions."""
-        return {"postgresql_logins": logins}
+        return {"postgresql_logins": logins, "postgresql_is_settled": is_settled}
