@@ -21,6 +21,7 @@ from benchmarks import direct, measured, running
 DOCUMENTS_MB = 500.0
 #: What four of them may have together.
 FOUR_MB = 700.0
+WHY = "Each worker imports Airflow for itself: docs/decisions/0015 says what else there is."
 DAG = "remote_vm_execution"
 
 
@@ -42,6 +43,7 @@ def comparisons(
             ours=ours[used],
             baseline=[DOCUMENTS_MB],
             at_most=1 / 3,
+            note=WHY,
         ),
         measured.Comparison(
             what="A worker with two slots for a VM, mode ssh",
@@ -63,6 +65,7 @@ def comparisons(
                 ours=four,
                 baseline=[FOUR_MB],
                 at_most=1.0,
+                note=WHY,
             )
         )
     return found
