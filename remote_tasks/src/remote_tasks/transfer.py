@@ -39,8 +39,11 @@ from remote_tasks.transport import ChannelClosedError, Stream, Transport
 _REPORT = "remote-tasks:"
 """Begins the lines on stderr by which the scripts report; all else there is a program's message."""
 
-_TIDY_UP = {"file": 2.0, "directory": 120.0}
-"""Seconds that a receiver gets to remove what it has written before it is killed."""
+_TIDY_UP = 2.0
+"""Seconds that a receiver gets to notice that the word to rename does not come."""
+
+_GRACE = {"file": 2.0, "directory": 120.0}
+"""Seconds that it gets then to remove what it has written, before it is killed."""
 
 # The same tree makes the same archive on any VM, whose owners and inherited set-id bits differ.
 _PACK = """pack() { d=$1 f=$2; shift 2; tar "$@" --format=gnu --sort=name --numeric-owner \\
@@ -51,7 +54,8 @@ _BLOCKS = 64
 
 # One open file from the first look to the last one, so that the file may be renamed or replaced
 # meanwhile without mixing two files. The name is looked at again at the end to notice that. A
-# directory's archive has a size before it is made: tar reads no file for /dev/null.
+# directory's archive has a size before it is made: tar reads no file for /dev/null. Of its messages
+# the last ones come, after the data, so that nobody need read both at a time.
 _SEND = """export LC_ALL=C; say() { echo "%(report)s $*" >&2; }; stop() { say "$@"; exit 1; }
 case $src in /*) ;; *) src=./$src ;; esac
 if [ ! -e "$src" ]; then stop missing; fi
@@ -59,11 +63,13 @@ if [ -d "$src" ]; then
 if [ ! -r "$src" ] || [ ! -x "$src" ]; then stop unreadable; fi
 if ! command -v tar >/dev/null; then stop notar; fi
 %(pack)s
-look() { stat -L -c "%%a %%d:%%i %%y %%z" -- "$src"; }
+look() { echo "$(stat -L -c %%a -- "$src")" \
+"$(cd -- "$src" && find . -printf "%%i %%s %%m %%T@ %%C@ %%p\\0" 2>/dev/null | sha256sum)"; }
 size=$(pack "$src" /dev/null --totals 2>&1 | sed -n "s/^Total bytes written: \\([0-9]*\\).*/\\1/p")
+case $size in ""|*[!0-9]*) stop notar ;; esac
 say directory "$size $(look)"
-pack "$src" -; case $? in 0) ;; 1) stop changed ;; *) stop readerror ;; esac
-now="$size $(look)"; say now "$now"; say now "$now"; exit; fi
+{ { pack "$src" - >&4; case $? in 0) now="$size $(look)"; say now "$now"; say now "$now" ;;
+1) say changed ;; *) say readerror ;; esac; } 2>&1 | tail -n 20 >&2; } 4>&1; exit; fi
 if [ ! -f "$src" ]; then stop special; fi
 if [ ! -r "$src" ]; then stop unreadable; fi
 exec 3<"$src" || stop unreadable
@@ -78,7 +84,8 @@ stat -L -c "%(report)s now $format" -- /dev/fd/3 "$src" >&2 || say now gone
 # slower to start. What is large is flushed while it arrives, or the disk would have its turn after
 # the network. Command substitution drops newlines at the end, which a path may have: hence the x.
 _RECEIVE = """export LC_ALL=C; say() { echo "%(report)s $*" >&2; }; stop() { say "$@"; exit 1; }
-lost() { case $e in *"No space"*|*quota*|*"too large"*) stop nospace "$e" ;; esac
+lost() { case $e in *": No space left on device"*|*": Disk quota exceeded"*|*": File too large"*)
+stop nospace "$e" ;; esac
 stop "$1" "$e"; }
 large() { [ "$size" -ge "$1" ]; }
 digest() { large 4194304 && openssl dgst -sha256 -r 2>/dev/null || sha256sum; }
@@ -103,7 +110,7 @@ dir=${dst%%/*}; dir=${dir:-/}; fi
 if [ ! -d "$dir" ]; then stop nodirectory; fi
 if [ ! -w "$dir" ] || [ ! -x "$dir" ]; then stop unwritable; fi
 umask 077; tmp=
-trap 'if [ -d "$tmp" ]; then chmod -R u+rwX -- "$tmp"; rm -rf -- "$tmp"
+trap 'trap "" HUP INT TERM PIPE; if [ -d "$tmp" ]; then chmod -R u+rwX -- "$tmp"; rm -rf -- "$tmp"
 elif [ -n "$tmp" ]; then rm -f -- "$tmp"; fi' EXIT; trap "exit 1" HUP INT TERM PIPE
 t=$dir/.remote-tasks.$token
 if [ "$kind" = directory ]; then e=$(mkdir -- "$t" 2>&1) || lost unwritable
@@ -113,11 +120,12 @@ if [ "${1:-0}" -gt 0 ] && [ $(($2 * $3)) -lt "$size" ]; then
 stop nospace "$(($2 * $3 / 1024)) KiB are free"; fi; fi
 if [ "$kind" = directory ]; then
 e=$(head -c "$size" | tar -C "$tmp" -b %(blocks)s -xp --no-same-owner -f - 2>&1) || lost writeerror
-e=$(sync -f "$tmp" 2>&1) || lost writeerror
-sum=$(pack "$tmp" - | digest)
+e=$(sync -f "$tmp" 2>&1 || sync -f "$dir" 2>&1) || lost writeerror
+sum=$({ pack "$tmp" - || say unreadable; } | digest)
 else
 if large 67108864; then
-(while sleep 0.5 && [ -e "$tmp" ]; do sync -d "$tmp"; done) >/dev/null 2>&1 </dev/null & fi
+(while sleep 0.5 && kill -0 $$ && [ -e "$tmp" ]; do sync -d "$tmp"; done) \\
+>/dev/null 2>&1 </dev/null & fi
 e=$(dd bs=256k iflag=fullblock,count_bytes count="$size" conv=fsync of="$tmp" 2>&1) ||
 lost writeerror
 chmod "$mode" "$tmp" || stop writeerror "chmod $mode"
@@ -250,9 +258,9 @@ def failed_transfer(
 class _Side:
     """One end of a transfer: its process, and what it reports on stderr."""
 
-    def __init__(self, transport: Transport, script: str, tidy_up: float = 0.0) -> None:
+    def __init__(self, transport: Transport, script: str, grace: float | None = None) -> None:
         self.name = str(transport.target)
-        self.tidy_up = tidy_up
+        self.grace = grace
         self.process = RemoteProcess(transport, Command.of(script))
         self._rest = b""
         self.messages: list[str] = []
@@ -299,8 +307,9 @@ async def transfer(
 
     The permissions are kept, the owner is the login on the far side. An existing file is replaced
     at once and as a whole; a symbolic link is followed. A directory comes with all that is in it,
-    with the times of change, and with symbolic links as they are; set-id bits are left out. It is
-    made anew: an existing one is refused, since to replace it would lose what else is in it.
+    with the times of change, and with symbolic links as they are; set-id bits and sockets are left
+    out. It is made anew: an existing one is refused, since to replace it would lose what else is
+    in it.
 
     Args:
         source: The way to the VM that has it.
@@ -329,21 +338,22 @@ async def transfer(
         async with asyncio.timeout(timeout):
             await sender.process.start()
             word, found = await sender.report()
-            if word not in _TIDY_UP:
+            if word not in _GRACE:
                 await _source_trouble(sender, word, source_path)
+            kind = word
             size_text, mode = found.split()[:2]
             size = int(size_text)
             receiver = _Side(
                 dest,
                 receive_script(
                     dest_path,
-                    kind=word,
+                    kind=kind,
                     basename=posixpath.basename(source_path.rstrip("/")),
                     size=size,
                     mode=mode,
                     same_vm_source=source_path if same_vm else "",
                 ),
-                tidy_up=_TIDY_UP[word],
+                grace=_GRACE[kind],
             )
             sides.append(receiver)
             await receiver.process.start()
@@ -351,11 +361,19 @@ async def transfer(
             await _check_source(sender, source_path, found)
             await _check_arrival(receiver, dest_path, size, digest)
             # From here on the far side renames, whatever happens on this one.
-            await receiver.process.channel.write(b"commit\n")
-            word, detail = await receiver.report()
-            if word != "done":
-                await _dest_trouble(receiver, word, detail, dest_path, size)
-            final = (await receiver.rest_of("stdout")).decode("utf-8", "surrogateescape")
+            try:
+                await receiver.process.channel.write(b"commit\n")
+                word, detail = await receiver.report()
+                if word != "done":
+                    await _dest_trouble(receiver, word, detail, dest_path, size)
+                final = (await receiver.rest_of("stdout")).decode("utf-8", "surrogateescape")
+            except (ChannelClosedError, ConnectionLostError) as error:
+                if kind == "file":
+                    raise  # to send it again does no harm
+                raise TransferError(
+                    f"{dest_path!r} on {receiver.name}: the connection broke when the directory "
+                    "was whole and about to get its name. Look whether it is there."
+                ) from error
             settled = True
     except TimeoutError:
         raise TransferError(
@@ -442,11 +460,11 @@ async def _let_go(sides: list[_Side], settled: bool) -> None:
         if not settled and side is not sides[0]:
             await side.process.channel.write_eof()
             try:
-                async with asyncio.timeout(side.tidy_up):
+                async with asyncio.timeout(_TIDY_UP):
                     await side.rest_of("stderr")
                     await side.process.channel.wait()
             except (TransportError, TimeoutError):
-                await side.process.kill()
+                await side.process.kill(side.grace)
         await side.process.close()
 
 
@@ -462,7 +480,7 @@ async def _source_trouble(sender: _Side, word: str, source_path: str) -> NoRetur
     if word == "missing":
         raise SourceError(f"{where}: no such file.")
     if word == "notar":
-        raise SourceError(f"{where} is a directory, and that VM has no tar to send it. Install it.")
+        raise SourceError(f"{where} is a directory, and that VM has no GNU tar to send it.")
     if word == "changed":
         raise _changed(sender, source_path, sender.said())
     if word == "special":
@@ -490,7 +508,12 @@ async def _dest_trouble(
         raise DestinationError(f"{where} is inside the source; give it another place.")
     if word == "notar":
         raise DestinationError(
-            f"{where} becomes a directory, and that VM has no tar to unpack it. Install it."
+            f"{where} becomes a directory, and that VM has no GNU tar to unpack it. Install it."
+        )
+    if word == "unreadable":
+        raise DestinationError(
+            f"{where}: the login may not read all that has arrived, so that it cannot be compared. "
+            "Let the owners of the source's files read them."
         )
     if word == "special":
         raise DestinationError(f"{where} exists and is not a regular file.")
