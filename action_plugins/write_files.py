@@ -14,8 +14,8 @@ _LOOK = """export LC_ALL=C
 if [ -e /sys/fs/selinux/enforce ]; then exit 1; fi
 stat --printf '%n\\t%F\\t%a\\t%U\\t%G\\n' -- {paths} || exit 1
 {more}"""
-_FILES = "sha256sum --zero -- {files} | tr '\\0' '\\n' || exit 1\n"
-_ALONE = "find {directories} -mindepth 1 -maxdepth 1 -printf '%p\\tin a directory\\n' 2> /dev/null || true\n"
+_FILES = "sha256sum --zero -- {files} | tr '\\0' '\\n'\n"
+_ALONE = "find -H {directories} -mindepth 1 -maxdepth 1 -printf '%p\\tin a directory\\n' || exit 1\n"
 
 
 def question(files: Sequence[Mapping[str, Any]], alone_in: Sequence[str]) -> str:
@@ -27,7 +27,7 @@ def question(files: Sequence[Mapping[str, Any]], alone_in: Sequence[str]) -> str
 
     Returns:
         A script for bash. It prints paths with types, modes, users and groups, then checksums with paths, then what
-        there is in the directories; it ends with 1 when a path is not there.
+        there is in the directories; it ends with 1 when a path or a directory is not there.
     """
     texts = [str(entry["path"]) for entry in files if entry.get("content") is not None]
     more = _FILES.format(files=shlex.join(texts)) if texts else ""

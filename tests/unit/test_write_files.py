@@ -94,3 +94,13 @@ def test_what_is_wrong_with_arguments_is_said(tmp_path: pathlib.Path) -> None:
         found = run({"files": files})
         assert found["failed"]
         assert not list(tmp_path.iterdir())
+
+
+def test_a_stray_file_is_found_behind_a_link_to_the_directory(tmp_path: pathlib.Path) -> None:
+    arguments = wanted(tmp_path, a="one\n")
+    run(arguments)
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    files = [{**entry, "path": str(tmp_path / "link/a")} for entry in arguments["files"][1:]]
+    (tmp_path / "new/stray").write_text("")
+    found = run({"files": files, "alone_in": [str(tmp_path / "link")]})
+    assert found["written"] == [str(tmp_path / "link/stray")]

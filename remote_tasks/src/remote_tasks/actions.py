@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from remote_tasks.commands import Command
 from remote_tasks.errors import TransportError
-from remote_tasks.execution import execute
+from remote_tasks.execution import AsyncSink, execute
 from remote_tasks.runtime import Runtime, get_runtime, run_command
 from remote_tasks.status import CHECKS, NUMBERS_COMMAND, failed_command, parse_numbers
 from remote_tasks.targets import Settings, Target, Targets, load_targets
@@ -247,7 +247,7 @@ async def _execute_or_explain(
     settings: Settings,
     command: Command,
     timeout: float | None,
-    sink: Any,  # noqa: ANN401 - as `execute` takes it
+    sink: AsyncSink | None,
 ) -> dict[str, Any]:
     try:
         result = await execute(

@@ -23,7 +23,7 @@ from typing import Any
 
 from amqp.exceptions import NotFound
 from celery import Celery
-from kombu import Connection, Consumer, Producer, Queue
+from kombu import Connection, Consumer, Message, Producer, Queue
 
 from remote_tasks.errors import QueueError, RemoteTasksError, ResultTimeoutError
 from remote_tasks.replies import REPLY_QUEUE_PREFIX, reply_exchange, unpack
@@ -261,7 +261,7 @@ class QueueClient:
                 "running, and has it a free slot?"
             ) from None
 
-    def _received(self, body: dict[str, Any], message: Any) -> None:  # noqa: ANN401 - kombu's
+    def _received(self, body: dict[str, Any], message: Message) -> None:
         future = self._pending.pop(message.properties.get("correlation_id", ""), None)
         if future is None or not future.set_running_or_notify_cancel():
             return
