@@ -1,10 +1,10 @@
-"""The files of systemd units that tell with what each unit was started: a filter of the ``airflow`` role."""
+"""Systemd units that tell with what they were started: filters of the ``airflow`` role."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 #: What a unit's text has where its digest belongs.
@@ -35,9 +35,26 @@ def files(
     return found
 
 
+def unsettled(files: Mapping[str, Mapping[str, Any]], answer: Iterable[str]) -> dict[str, list[str]]:
+    """Tell which units do not run as they are to.
+
+    Args:
+        files: What `files` returned.
+        answer: For each unit that runs a line ``NAME=DIGEST``, with anything else as the digest when it has to start
+            anew; and one ``NAME/unsettled=yes`` when it is not enabled, or systemd has not read its file.
+
+    Returns:
+        ``units``, the names of all of these, and ``stale``, of those among them that run with something else.
+    """
+    said = dict(line.split("=", 1) for line in answer)
+    stale = [name for name, unit in files.items() if said.get(name, unit["digest"]) != unit["digest"]]
+    units = [name for name in files if name not in said or name in stale or f"{name}/unsettled" in said]
+    return {"units": units, "stale": stale}
+
+
 class FilterModule:
-    """The function above as an Ansible filter."""
+    """The functions above as Ansible filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filter's name and function."""
-        return {"unit_files": files}
+        """Return each filter's name and function."""
+        return {"unit_files": files, "units_unsettled": unsettled}

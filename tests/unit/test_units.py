@@ -45,3 +45,19 @@ def test_a_unit_starts_anew_for_what_it_reads(changed: dict[str, Any], differ: l
 
 def test_no_secret_is_in_a_file() -> None:
     assert not [value for value in SECRETS.values() if value in str(units.files(UNITS, TEXTS, "cfg", SECRETS))]
+
+
+@pytest.mark.parametrize(
+    ("answer", "stale", "others"),
+    [
+        (["a=1", "b=2"], [], []),
+        ([], [], ["a", "b"]),
+        (["a=1", "b=other certificates"], ["b"], []),
+        (["a=", "b=2"], ["a"], []),
+        (["a/unsettled=yes", "a=1", "b=2"], [], ["a"]),
+        (["a/unsettled=yes", "a=0", "b=2", "c=3"], ["a"], []),
+    ],
+)
+def test_units_that_do_not_run_as_they_are_to(answer: list[str], stale: list[str], others: list[str]) -> None:
+    found = units.unsettled({"a": {"digest": "1"}, "b": {"digest": "2"}}, answer)
+    assert (found["stale"], set(found["units"])) == (stale, {*stale, *others})
