@@ -1,8 +1,11 @@
-"""Files and the directories above them, for ``write_files``: a filter of the ``airflow`` role."""
+"""Files that hosts are to have: filters of the ``airflow`` role."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pathlib
+import stat
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,9 +26,40 @@ def below(texts: Mapping[str, str], root: str) -> list[dict[str, Any]]:
     return directories + [{"path": str(path), "mode": "0644", "content": text} for path, text in files.items()]
 
 
+def tree_digest(root: str) -> str:
+    """Return the digest of a directory as `Look at the DAGs` of the role asks for it on a host.
+
+    Args:
+        root: The directory. What is in any ``__pycache__`` does not count, nor do special files.
+
+    Returns:
+        The sha256 of two lists, one after the other: of type, mode, path and target of links, where directories have
+        0755 and files 0644; and of each file's sha256 and path.
+
+    Raises:
+        OSError: Something in it cannot be read.
+    """
+    top = os.fsencode(root)
+    entries, sums = [b"d 755  "], []
+    for directory, names, files in os.walk(top):
+        names[:] = [name for name in names if name != b"__pycache__"]
+        for path in (os.path.join(directory, name) for name in (*names, *files)):
+            kind, shown = os.lstat(path).st_mode, os.path.relpath(path, top)
+            if stat.S_ISLNK(kind):
+                entries.append(b"l 777 %s %s" % (shown, os.readlink(path)))
+            elif stat.S_ISDIR(kind):
+                entries.append(b"d 755 %s " % shown)
+            elif stat.S_ISREG(kind):
+                entries.append(b"f 644 %s " % shown)
+                digest = hashlib.sha256(pathlib.Path(os.fsdecode(path)).read_bytes()).hexdigest()
+                sums.append((shown, b"%s  %s" % (digest.encode(), shown)))
+    lines = sorted(entries) + [line for _, line in sorted(sums)]
+    return hashlib.sha256(b"".join(b"%s\n" % line for line in lines)).hexdigest()
+
+
 class FilterModule:
-    """The function above as an Ansible filter."""
+    """The functions above as Ansible filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filter's name and function."""
-        return {"files_below": below}
+        """Return each filter's name and function."""
+        return {"files_below": below, "tree_digest": tree_digest}
