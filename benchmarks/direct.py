@@ -26,6 +26,9 @@ UNIT = "benchmark-reference"
 QUEUE = "benchmark_reference_queue"
 CALLERS = (1, 8)
 
+#: Why some calls take longer.
+OTHERS = "main's other daemons take their turn on the same cores"
+
 #: Calls, and the seconds that each took and all of them together. COUNT is that of all callers.
 CALLS = """
 import concurrent.futures, json, time
@@ -144,6 +147,7 @@ def comparisons(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any
         times = {"ours": ours[callers]["each"], "baseline": theirs[callers]["each"], "unit": "s", **common}
         last = {
             **times,
+            "note": common["note"] or OTHERS,
             "ours": [running.percentile(times["ours"], 99)],
             "baseline": [running.percentile(times["baseline"], 99)],
         }
