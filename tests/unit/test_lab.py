@@ -51,8 +51,10 @@ def test_a_vm_is_not_privileged_and_is_labelled_as_ours() -> None:
     assert vm["labels"]["owner"] == "airflow-lab"
     assert vm["name"] == "airflow-lab-s-main"
     assert (vm["image"], vm["pull"]) == ("airflow-lab:trixie", "never")
+    assert vm["keep_volumes"] is False
     writable = [volume for volume in vm["volumes"] if not volume.endswith(":ro")]
     assert writable == [
+        *lab.WRITTEN,  # gone with the container
         "/sys/fs/cgroup:/sys/fs/cgroup:rw",
         "/c/uv:/var/cache/lab/uv",
         "/c/apt/trixie/main:/var/cache/apt/archives",
