@@ -283,7 +283,7 @@ def main() -> None:
                 ours=counts["ours"],
                 baseline=counts["scp"],
                 at_least=3.0,
-                note="Most of it is the creation of files on the simulated VM's overlay file system, which both do.",
+                note="To create the files takes both as long.",
             ),
             measured.Comparison(
                 what=f"{options.each} of these files, a transfer each",
