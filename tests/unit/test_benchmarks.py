@@ -236,7 +236,8 @@ def test_fewer_vms_than_the_goal_names_do_not_make_it_easier(growth: ModuleType)
 def test_growth_is_told_with_what_one_more_vm_costs(growth: ModuleType) -> None:
     took = {3: [6.0, 6.0], 24: [14.0, 13.0, 16.5]}
     found = growth.comparison(took, "ssh")
-    assert (found.note, found.reached) == ("one more VM costs 0.38 s", True)
+    assert found.note.startswith("one more VM costs 0.38 s; ")
+    assert found.reached
     assert growth.sizes("24,3") == (3, 24)
     assert growth.sizes("") == ()
 
