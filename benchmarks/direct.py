@@ -27,7 +27,7 @@ QUEUE = "benchmark_reference_queue"
 CALLERS = (1, 8)
 
 #: Why some calls take longer.
-OTHERS = "main's other daemons take their turn on the same cores"
+OTHERS = "not looked into; main's other daemons share the cores"
 
 #: Calls, and the seconds that each took and all of them together. COUNT is that of all callers.
 CALLS = """

@@ -3,7 +3,7 @@
 
 ``./lab bench growth``, with the lab's VMs: it adds more of them, one size after the other, and removes them at the end.
 A simulated VM in mode ssh is an idle sshd, so 24 are soon there; one in mode celery has all of Airflow, sets it up on
-the machine's own cores, and takes half a GB of its memory: half an hour for 24 on two cores.
+the machine's own cores and stays in its memory.
 """
 
 from __future__ import annotations

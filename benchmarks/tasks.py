@@ -36,8 +36,8 @@ SLOTS = 4
 LOOK = 0.02
 #: What a run takes longer in mode ssh.
 SSH = (
-    "each task of Airflow's is a process with an SSH connection of its own, and its handshake, PAM and systemd-logind "
-    "on the VM come before the command"
+    "each task of Airflow's is a process with an SSH connection of its own, whose handshake and first session come "
+    "before the command"
 )
 
 DAGS = """

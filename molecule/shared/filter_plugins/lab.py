@@ -95,7 +95,7 @@ def vm_platforms(
             "cgroupns_mode": "host",
             "keep_volumes": False,
             "tmpfs": ["/run", "/run/lock", "/tmp:exec"],  # noqa: S108 - the VM mounts its own
-            # A file system as a VM has: to create a file on the container's own takes ten times as long.
+            # A file system as a VM has: to create a file on the container's own takes three times as long.
             "volumes": [
                 *WRITTEN,
                 "/sys/fs/cgroup:/sys/fs/cgroup:rw",
