@@ -45,9 +45,9 @@ class Control(control.Control):  # type: ignore[misc]
 
 
 class Consumer(consumer.Consumer):  # type: ignore[misc]
-    """A worker's consumer that makes no exchanges and queues for delayed tasks.
+    """A worker's consumer, without exchanges and queues for delayed tasks, and without a wait for who hears its events.
 
-    Nothing here delays a task by Celery, and the set-up cannot do it for direct exchanges anyway.
+    Nothing here delays a task by Celery, and the set-up for it cannot work for direct exchanges anyway.
     """
 
     class Blueprint(consumer.Consumer.Blueprint):  # type: ignore[misc]
@@ -56,6 +56,22 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         default_steps = tuple(
             step for step in consumer.Consumer.Blueprint.default_steps if not step.endswith(":DelayedDelivery")
         )
+
+    def connection_for_write(self, url: str | None = None, heartbeat: float | None = None) -> Any:
+        """Connect for the worker's events alone; it is what Celery's own class calls this for.
+
+        The broker does not confirm these: the worker would do nothing else until it has, for each of them.
+
+        Args:
+            url: The broker, where it is not the application's.
+            heartbeat: Seconds between two signs of life.
+
+        Returns:
+            The connection.
+        """
+        connection = self.app.connection_for_write(url=url, heartbeat=heartbeat)
+        connection.transport_options = {**connection.transport_options, "confirm_publish": False}
+        return self.ensure_connected(connection)
 
 
 def given(name: str) -> Queue:
