@@ -11,7 +11,11 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+# What most tasks need: else each imports it for itself, as tasks are forked from here.
+import airflow.dag_processing.bundles.local
+import airflow.providers.standard.decorators.python  # noqa: F401
 import psutil
+import remote_tasks.operators  # noqa: F401
 from airflow.sdk.execution_time.supervisor import WatchedSubprocess
 
 _service = WatchedSubprocess._service_subprocess
