@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+import subprocess
+import sys
 import time
+from typing import Any
 
 import cluster_executor
 import psycopg
 import pytest
-from airflow.executors.executor_constants import ConnectorSource
-from airflow.executors.executor_loader import ExecutorLoader
-from airflow.executors.executor_utils import ExecutorName
-from airflow.providers.celery.executors.celery_executor import CeleryExecutor
 from airflow.utils.state import TaskInstanceState
 
+#: In a process of its own: Airflow remembers what it was configured with.
+LOOK_UP = """
+from airflow.executors.executor_loader import ExecutorLoader
+executor, _ = ExecutorLoader.import_executor_cls(ExecutorLoader.lookup_executor_name_by_str("CeleryExecutor"))
+print(executor.__module__, executor.__mro__[1].__name__)
+"""
 
-def test_airflow_takes_it_for_celerys() -> None:
-    name = ExecutorName(module_path="cluster_executor.ClusterExecutor")
-    executor, source = ExecutorLoader.import_executor_cls(name)
-    assert issubclass(executor, CeleryExecutor)
-    assert source is ConnectorSource.CUSTOM_PATH
+
+def test_it_has_the_name_of_airflows_own_for_dags_that_ask_for_it() -> None:
+    configured = {
+        "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor:cluster_executor.ClusterExecutor",
+        "PYTHONPATH": str(pathlib.Path(cluster_executor.__file__).parent),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK_UP], env=os.environ | configured, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-2:] == ["cluster_executor", "CeleryExecutor"]
+
+
+NOTHING: dict[str, Any] = {"sent": 0, "running": 0, "states": [], "look_again": False, "longest": 2.0}
 
 
 @pytest.mark.parametrize(
-    ("states", "has_ended"),
+    ("said", "seconds"),
     [
-        ([], False),
-        ([TaskInstanceState.QUEUED], False),
-        ([TaskInstanceState.QUEUED, TaskInstanceState.RUNNING], False),
-        ([TaskInstanceState.SUCCESS], True),
-        ([TaskInstanceState.QUEUED, TaskInstanceState.FAILED], True),
+        ({}, 2.0),
+        ({"longest": 0.1}, 0.1),
+        ({"states": [TaskInstanceState.QUEUED, TaskInstanceState.RUNNING]}, 2.0),
+        # What has ended is heard at once, and who was sent something may have more to send.
+        ({"states": [TaskInstanceState.QUEUED, TaskInstanceState.SUCCESS]}, 0.0),
+        ({"states": [TaskInstanceState.FAILED], "look_again": True}, 0.0),
+        ({"sent": 1, "running": 1}, 0.0),
+        ({"running": 3}, cluster_executor.WHILE_TASKS_RUN),
+        ({"running": 3, "longest": 0.1}, 0.1),
+        ({"running": 3, "look_again": True}, cluster_executor.LOOK_AGAIN),
+        ({"look_again": True, "longest": 0.1}, 0.1),
     ],
 )
-def test_the_scheduler_is_not_kept_from_what_has_ended(states: list[TaskInstanceState], has_ended: bool) -> None:
-    assert cluster_executor.ended([(state, None) for state in states]) is has_ended
+def test_how_long_the_scheduler_may_wait(said: dict[str, Any], seconds: float) -> None:
+    assert cluster_executor.rest(**(NOTHING | said)) == seconds
 
 
 def test_a_database_that_does_not_let_it_listen_costs_the_wake_alone() -> None:

@@ -15,8 +15,8 @@ from airflow.sdk.execution_time.supervisor import WatchedSubprocess
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 #: Seconds that a process takes to end after it has closed everything, and those until the next heartbeat.
-LAST_BREATH = 0.3
-HEARTBEAT = 3.0
+LAST_BREATH = 1.0
+HEARTBEAT = 5.0
 
 
 def close_and_linger() -> None:
@@ -26,8 +26,8 @@ def close_and_linger() -> None:
 
 
 def seconds_until_the_end(service: Callable[[WatchedSubprocess], int | None]) -> float:
-    supervisor = WatchedSubprocess.start(id=uuid.uuid4(), target=close_and_linger)
     began = time.monotonic()
+    supervisor = WatchedSubprocess.start(id=uuid.uuid4(), target=close_and_linger)
     while service(supervisor) is None:
         assert time.monotonic() - began < 10 * HEARTBEAT
     return time.monotonic() - began

@@ -96,9 +96,10 @@ def test_a_stranger_reaches_what_the_contract_opens_and_nothing_else(
 
 
 def udp_sockets(cluster: Cluster, name: str) -> set[str]:
-    """UDP sockets of a host that are open to others, with the processes that have them."""
+    """UDP sockets of a host that are open to others; with the processes that have them in the test's output."""
     said = cluster.host(name).check_output("ss --no-header --listening --udp --numeric --processes").splitlines()
-    return {f"{name}: {line}" for line in said if not line.split()[3].startswith(("127.", "[::1]"))}
+    print(name, *said, sep="\n")
+    return {name + " " + line.split()[3] for line in said if not line.split()[3].startswith(("127.", "[::1]"))}
 
 
 def test_no_service_listens_on_udp(cluster: Cluster, stranger: Stranger) -> None:

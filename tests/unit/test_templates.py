@@ -154,7 +154,7 @@ def test_no_secret_stands_in_a_rendered_file(rendered: pathlib.Path) -> None:
 
 
 def test_a_percent_sign_survives(rendered: pathlib.Path) -> None:
-    assert config(rendered, "main")["core"]["executor"] == "cluster_executor.ClusterExecutor"
+    assert config(rendered, "main")["core"]["executor"] == "CeleryExecutor:cluster_executor.ClusterExecutor"
 
 
 def test_only_hosts_that_need_a_database_may_log_in_to_it(rendered: pathlib.Path) -> None:

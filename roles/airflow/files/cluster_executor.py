@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -27,45 +29,51 @@ log = logging.getLogger(__name__)
 #: slot, a little after Airflow does.
 LOOK_AGAIN = 0.25
 
-# What the scheduler itself does with a task wakes nobody. The tables' names are Airflow's; a condition of the triggers'
-# own (WHEN, OF) would keep a migration from changing the columns that it names.
-SET_UP = """
-DO $set_up$
+#: Seconds that the scheduler waits at most while tasks run: Celery tells of an end after Airflow, and of a hundred runs
+#: that go on the scheduler looks at twenty at a time.
+WHILE_TASKS_RUN = 1.0
+
+#: Seconds of silence after which the system asks whether the database is still there, and between two tries, of three.
+KEEPALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
+
+# What the scheduler itself does with a task wakes nobody. The tables are Airflow's: neither triggers nor function
+# depend on the columns that these have, so that no migration is kept from changing them, or fails by them.
+FUNCTION = """
+CREATE OR REPLACE FUNCTION notify_scheduler() RETURNS trigger LANGUAGE plpgsql AS $function$
+DECLARE
+  former text := to_jsonb(OLD) ->> 'state';
+  present text := to_jsonb(NEW) ->> 'state';
 BEGIN
-  PERFORM pg_advisory_xact_lock(hashtext('airflow_scheduler'));
-  CREATE OR REPLACE FUNCTION notify_scheduler() RETURNS trigger LANGUAGE plpgsql AS $function$
-  BEGIN
-    IF TG_OP = 'INSERT' OR NEW.state IS DISTINCT FROM OLD.state AND (
-      OLD.state = 'deferred' OR NEW.state IS NULL OR NEW.state NOT IN ('scheduled', 'queued', 'running')
-    ) THEN
-      PERFORM pg_notify('airflow_scheduler', '');
-    END IF;
-    RETURN NULL;
-  END
-  $function$;
-  IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'dag_run'::regclass AND tgname = 'notify_scheduler') THEN
-    CREATE TRIGGER notify_scheduler AFTER INSERT OR UPDATE ON dag_run
-      FOR EACH ROW EXECUTE FUNCTION notify_scheduler();
+  IF TG_OP = 'INSERT' OR present IS DISTINCT FROM former AND (
+    coalesce(present, '') NOT IN ('scheduled', 'queued', 'running')
+    OR present = 'scheduled' AND former IN ('deferred', 'awaiting_input', 'running')
+  ) THEN
+    PERFORM pg_notify('airflow_scheduler', '');
   END IF;
-  IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'task_instance'::regclass AND tgname = 'notify_scheduler') THEN
-    CREATE TRIGGER notify_scheduler AFTER UPDATE ON task_instance
-      FOR EACH ROW EXECUTE FUNCTION notify_scheduler();
-  END IF;
+  RETURN NULL;
 END
-$set_up$
+$function$
 """
+TRIGGERS = {"dag_run": "INSERT OR UPDATE", "task_instance": "UPDATE"}
+HAS_TRIGGER = "SELECT FROM pg_trigger WHERE tgrelid = %s::regclass AND tgname = 'notify_scheduler'"
+TRIGGER = "CREATE TRIGGER notify_scheduler AFTER {} ON {} FOR EACH ROW EXECUTE FUNCTION notify_scheduler()"
 
 
 def connect() -> psycopg.Connection[Any]:
     """Open a connection to the metadata database that belongs to the caller alone.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: There is none to be had.
+        psycopg.Error: There is none to be had.
+        sqlalchemy.exc.SQLAlchemyError: Likewise.
     """
     pooled = settings.get_engine().raw_connection()
     connection: psycopg.Connection[Any] = pooled.driver_connection
     pooled.detach()
     connection.autocommit = True
+    with socket.socket(fileno=os.dup(connection.fileno())) as transport:
+        if transport.family != socket.AF_UNIX:
+            for option, value in KEEPALIVE.items():
+                transport.setsockopt(socket.IPPROTO_TCP, option, value)
     return connection
 
 
@@ -89,7 +97,12 @@ class Bell:
         """
         if self._connection is None:
             connection = self.connect()
-            connection.execute(SET_UP)
+            # Behind somebody who writes for long, all who write after us would wait as well.
+            connection.execute("SET lock_timeout = '1s'")
+            connection.execute(FUNCTION)
+            for table, events in TRIGGERS.items():
+                if connection.execute(HAS_TRIGGER, [table]).fetchone() is None:
+                    connection.execute(TRIGGER.format(events, table))
             connection.execute("LISTEN airflow_scheduler")
             self._connection = connection
         return self._connection
@@ -118,13 +131,24 @@ class Bell:
             self._connection = None
 
 
-def ended(events: Iterable[tuple[Any, Any]]) -> bool:
-    """Tell whether one of an executor's events says that a task has ended, for which the scheduler is not to wait.
+def rest(*, sent: int, running: int, states: Iterable[TaskInstanceState], look_again: bool, longest: float) -> float:
+    """Return how long the scheduler may wait before it looks again.
 
     Args:
-        events: State and what else is known, of each.
+        sent: Tasks that were sent to workers after its last look: there may be more.
+        running: Tasks that have not ended.
+        states: What it has not heard yet of tasks.
+        look_again: Whether its last look came of something that the database said.
+        longest: Seconds, when there is nothing to do.
+
+    Returns:
+        Seconds; 0 when it is to look at once.
     """
-    return any(state not in {TaskInstanceState.QUEUED, TaskInstanceState.RUNNING} for state, _ in events)
+    if sent or any(state not in {TaskInstanceState.QUEUED, TaskInstanceState.RUNNING} for state in states):
+        return 0.0
+    if look_again:
+        return min(LOOK_AGAIN, longest)
+    return min(WHILE_TASKS_RUN, longest) if running else longest
 
 
 class ClusterExecutor(CeleryExecutor):  # type: ignore[misc]
@@ -135,21 +159,32 @@ class ClusterExecutor(CeleryExecutor):  # type: ignore[misc]
         super().start()
         # Celery keeps its connection to the results in processes that it has forked, and makes a new one for each look
         # in others.
-        self.celery_app.backend.session_manager.forked = True
+        results = self.celery_app.backend
+        results.session_manager.forked = True
+        results.engine_options.setdefault("pool_pre_ping", True)
         self._bell = Bell()
         self._look_again = False
-        self._longest_wait = conf.getfloat("cluster", "scheduler_wait")
-        #: As many as the scheduler queues at a time; 0 is no limit.
-        self._batch = conf.getint("scheduler", "max_tis_per_query")
+        # The scheduler's own signs of life come between two looks.
+        self._longest = min(
+            conf.getfloat("cluster", "scheduler_wait"), conf.getfloat("scheduler", "scheduler_heartbeat_sec")
+        )
 
     def heartbeat(self) -> None:
         """Send what is queued and see what has ended, then wait for a reason to look again.
 
         The scheduler calls this each time that it has looked.
         """
-        waiting = len(self.queued_tasks) + len(self.queued_callbacks)
+        waiting = self._waiting()
         super().heartbeat()
-        more_to_queue = 0 < self._batch <= waiting
-        if more_to_queue or ended(self.event_buffer.values()):
-            return
-        self._look_again = self._bell.wait(LOOK_AGAIN if self._look_again else self._longest_wait)
+        seconds = rest(
+            sent=waiting - self._waiting(),
+            running=len(self.running),
+            states=[state for state, _ in self.event_buffer.values()],
+            look_again=self._look_again,
+            longest=self._longest,
+        )
+        if seconds:
+            self._look_again = self._bell.wait(seconds)
+
+    def _waiting(self) -> int:
+        return len(self.queued_tasks) + len(self.queued_callbacks)

@@ -14,7 +14,6 @@ from typing import Any
 # What most tasks need: else each imports it for itself, as tasks are forked from here.
 import airflow.dag_processing.bundles.local
 import airflow.providers.standard.decorators.python  # noqa: F401
-import psutil
 import remote_tasks.operators  # noqa: F401
 from airflow.sdk.execution_time.supervisor import WatchedSubprocess
 
@@ -33,8 +32,8 @@ def service(self: Any, max_wait_time: float, *args: Any, **options: Any) -> int 
     Returns:
         The exit code of the process, or None while it runs.
     """
-    if not self._open_sockets:
-        with contextlib.suppress(psutil.TimeoutExpired):
+    if not self.selector.get_map():
+        with contextlib.suppress(self._process.TimeoutExpired):
             self._process.wait(timeout=max(0.0, max_wait_time))
         max_wait_time = 0.0
     code: int | None = _service(self, max_wait_time, *args, **options)
