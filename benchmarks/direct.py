@@ -26,9 +26,6 @@ UNIT = "benchmark-reference"
 QUEUE = "benchmark_reference_queue"
 CALLERS = (1, 8)
 
-#: Why some calls take longer.
-OTHERS = "not looked into; main's other daemons share the cores"
-
 #: Calls, and the seconds that each took and all of them together. COUNT is that of all callers.
 CALLS = """
 import concurrent.futures, json, time
@@ -147,7 +144,6 @@ def comparisons(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any
         times = {"ours": ours[callers]["each"], "baseline": theirs[callers]["each"], "unit": "s", **common}
         last = {
             **times,
-            "note": common["note"] or OTHERS,
             "ours": [running.percentile(times["ours"], 99)],
             "baseline": [running.percentile(times["baseline"], 99)],
         }

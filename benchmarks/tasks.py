@@ -300,7 +300,7 @@ def measure(cluster: running.Cluster, options: argparse.Namespace, mode: str) ->
     if mode == "celery":  # a worker has two slots in the other
         throughput(cluster, api, 1)
         figures["throughput"], figures["busy"] = throughput(cluster, api, options.runs)
-    time.sleep(5)
+    time.sleep(10)
     figures["transactions"] = transactions(cluster, 3, options.idle / 3)
     for name, values in figures.items():
         print(f"  {name}: median {statistics.median(values):.4g} of {len(values)}", flush=True)
@@ -339,7 +339,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30, help="runs of one task, for the dispatch")
     parser.add_argument("--runs", type=int, default=3, help="runs of many tasks, for the throughput")
     parser.add_argument("--count", type=int, default=24, help="tasks in each of these")
-    parser.add_argument("--idle", type=float, default=45, help="seconds to look at the idle database")
+    # Three looks, each as long as the DAG processor's turn through all files.
+    parser.add_argument("--idle", type=float, default=90, help="seconds to look at the idle database")
     parser.add_argument("--modes", nargs="+", choices=running.MODES, help="by default both, that of now first")
     parser.add_argument("--ours", type=json.loads, default={}, help="airflow_config in the place of ours, as JSON")
     options = parser.parse_args()
