@@ -71,3 +71,30 @@ def test_a_database_that_does_not_let_it_listen_costs_the_wake_alone() -> None:
         assert bell.wait(0.2) is False
         assert time.monotonic() - began >= 0.2
     assert len(tried) == 2
+
+
+class Refusing:
+    """A connection on which the set-up is refused, as behind somebody who holds a lock on a table."""
+
+    closed = False
+
+    def execute(self, *_: Any) -> None:
+        message = "canceling statement due to lock timeout"
+        raise psycopg.errors.LockNotAvailable(message)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_connection_that_could_not_be_set_up_is_closed() -> None:
+    """Else there is one more each time that the scheduler waits."""
+    opened: list[Refusing] = []
+
+    def refuse() -> Any:
+        opened.append(Refusing())
+        return opened[-1]
+
+    bell = cluster_executor.Bell(refuse)
+    assert bell.wait(0.01) is False
+    assert bell.wait(0.01) is False
+    assert [connection.closed for connection in opened] == [True, True]

@@ -97,13 +97,17 @@ class Bell:
         """
         if self._connection is None:
             connection = self.connect()
-            # Behind somebody who writes for long, all who write after us would wait as well.
-            connection.execute("SET lock_timeout = '1s'")
-            connection.execute(FUNCTION)
-            for table, events in TRIGGERS.items():
-                if connection.execute(HAS_TRIGGER, [table]).fetchone() is None:
-                    connection.execute(TRIGGER.format(events, table))
-            connection.execute("LISTEN airflow_scheduler")
+            try:
+                # Behind somebody who writes for long, all who write after us would wait as well.
+                connection.execute("SET lock_timeout = '1s'")
+                connection.execute(FUNCTION)
+                for table, events in TRIGGERS.items():
+                    if connection.execute(HAS_TRIGGER, [table]).fetchone() is None:
+                        connection.execute(TRIGGER.format(events, table))
+                connection.execute("LISTEN airflow_scheduler")
+            except BaseException:
+                connection.close()
+                raise
             self._connection = connection
         return self._connection
 
